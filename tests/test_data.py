@@ -1,0 +1,65 @@
+from dataclasses import replace
+import pytest
+from a3t.core import A3TError, Step, Trajectory
+from a3t.data import by_task, check_row, count_tokens, make_row, make_rows, row_html
+from a3t.envs.base import ToyHouse
+from a3t.models.base import encode_segments, toy_tokenizer
+from a3t.prompts import segments
+
+won = ToyHouse.exemplar
+lost = replace(won, won=False, reward=.4, steps=won.steps[:2])
+
+@pytest.fixture(scope='module', params=[False, True])
+def tok(request): return toy_tokenizer(llama=request.param)
+
+@pytest.mark.parametrize('observations', ['keep', 'mask'])
+@pytest.mark.parametrize('prompt', [{}, dict(instruction='Do it.', exemplar=won)])
+def test_row_is_what_is_acted(tok, observations, prompt):
+    row = make_row(tok, won, observations=observations, **prompt)
+    segs = segments(won, **prompt)
+    assert list(row.input_ids) == encode_segments(tok, [s.text for s in segs])
+    assert [k for *_,k in row.spans] == [s.kind for s in segs] and row.spans[-1][1] == len(row)
+    bears = {'reason', 'action'} | ({'observation'} if observations == 'keep' else set())
+    for s,e,k in row.spans: assert set(row.loss_mask[s:e]) == {k in bears}
+    # the tokens that bear loss are the text of exactly those segments, no token more or less
+    assert row.n_loss == sum(len(encode_segments(tok, [s.text])) - len(encode_segments(tok, [])) for s in segs if s.kind in bears)
+    first = row.loss_mask.index(True)
+    assert row.input_ids[:first] == tuple(encode_segments(tok, [s.text for s in segs if s.kind == 'prompt']))
+
+def test_prefix_property(tok):
+    "A shorter trajectory's tokens are a prefix of the longer one's"
+    a, b = make_row(tok, lost), make_row(tok, won)
+    assert b.input_ids[:len(a)] == a.input_ids and b.loss_mask[:len(a)] == a.loss_mask
+
+def test_bad_masks(tok):
+    row = make_row(tok, won)
+    for mask, word in ((row.loss_mask[:-1], 'entries'), ((False,)*len(row), 'no token'), ((True,)+row.loss_mask[1:], 'first token'),
+                       (row.loss_mask[:-1]+(False,), 'does not lie')):
+        with pytest.raises(A3TError, match=word): check_row(replace(row, loss_mask=mask))
+    with pytest.raises(A3TError, match='no token'): make_row(tok, replace(won, steps=()))
+    with pytest.raises(A3TError, match='observations'): make_row(tok, won, observations='x')
+
+def test_weights(tok):
+    w = lambda **kw: [r.weight for r in make_rows(tok, [won, lost], **kw)[0]]
+    assert w() == [1, -1] and w(failure_reward=.1) == [1, .1] and w(threshold=.4) == [1, 1] and w(rewards='raw') == [1, .4]
+    assert [r.won for r in make_rows(tok, [won, lost], threshold=.4)[0]] == [True, True]
+    with pytest.raises(A3TError, match='binary'): w(rewards='cooked')
+
+def test_too_long(tok):
+    n = len(make_row(tok, lost))
+    rows, too_long = make_rows(tok, [won, lost], max_length=n)
+    assert len(rows) == 1 and too_long == 1 and not rows[0].won
+    with pytest.raises(A3TError, match='max_length'): make_rows(tok, [won], max_length=n)
+    with pytest.raises(A3TError, match='explore'): make_rows(tok, [])
+
+def test_groups_and_counts(tok):
+    rows, _ = make_rows(tok, [won, lost, won, replace(won, task='other')])
+    g = by_task(rows)
+    assert [(len(s), len(f)) for s,f in g.values()] == [(2, 1), (1, 0)]
+    c = count_tokens(rows)
+    assert c['loss'] == c['reason']+c['action']+c['observation'] == sum(r.n_loss for r in rows)
+
+def test_html_escapes(tok):
+    evil = Trajectory('<b>', 'x', '<script>', 'obs', (Step('<i>', 'a', 'ü🦉'),))
+    h = row_html(make_row(tok, evil), tok)
+    assert '<script>' not in h and '<i>' not in h
