@@ -510,7 +510,7 @@ def games_file(
     path = Path(folder)/f'generated-{content_hash([VERSION, {**known, **settings, "seed":seed}])[:12]}.jsonl.xz'
     return path if path.exists() else write_games(path, seed, **settings)
 
-# %% ../../nbs/13_envs.alfgen.ipynb #30cfcaad
+# %% ../../nbs/13_envs.alfgen.ipynb #ed3acd48
 def game_facts(
     game:Game, # any AlfWorld game
 )->dict: # predicate → list of argument tuples, with AlfWorld's names
@@ -531,17 +531,19 @@ def draw_game(
     names, target = player_names(types), game.task.split('/')[1].split('-')[1]
     place, inside, closed = lambda i: [float(v) for v in i.split('|')[1:4]], defaultdict(list), {i for i, in f['openable']}
     for o,r in f['inReceptacle']: inside[r].append(o)
-    cx, _, cz = ([(min(v) + max(v))/2 for v in zip(*(place(r) for r,_ in f['receptacleType']))])
-    for r,_ in f['receptacleType']:
-        x, y, z = place(r)
-        left, up = x > cx, -1 if z > cz else 1
-        ax.add_patch(_box(x, z, r in closed))
-        ax.text(x, z, names[r], ha='center', va='center', fontsize=6, weight='bold')
-        for n,o in enumerate(sorted(inside[r], key=lambda i: names[i])):
-            ax.text(x - .1 + .2*(not left), z + up*(.2 + .13*n), names[o], ha='right' if left else 'left', va='center', fontsize=5.5, color='#c00' if types[o] == target else '#444')
+    spots = defaultdict(list)                                    # (x, z) → receptacles there, from the top down
+    for r,_ in sorted(f['receptacleType'], key=lambda r: -place(r[0])[1]): spots[place(r)[0], place(r)[2]].append(r)
+    mid = [(min(v) + max(v))/2 for v in zip(*spots)]
+    for (x, z),recs in spots.items():
+        way, z = (-1, z) if z > mid[1] else (1, z)               # what lies there is listed towards the middle
+        for r in recs:
+            ax.add_patch(_box(x, z, r in closed))
+            ax.text(x, z, names[r], ha='center', va='center', fontsize=6, weight='bold')
+            for n,o in enumerate(sorted(inside[r], key=lambda i: names[i]), 1):
+                ax.text(x, z + way*(.07 + .13*n), names[o], ha='center', va='center', fontsize=5.5, color='#c00' if types[o] == target else '#444')
+            z += way*(.28 + .13*len(inside[r]))
     x, z = (int(v)/4 for v in f['atLocation'][0][1].split('|')[1:3])
-    ax.plot(x, z, 'o', color='#1f77b4'); ax.set_title(game.goal, fontsize=8)
-    ax.margins(.05); ax.set_aspect('equal'); ax.set_xticks([]); ax.set_yticks([])
+    ax.plot(x, z, 'o', color='#1f77b4'); ax.set_title(game.goal, fontsize=8); ax.autoscale_view(); ax.set_aspect('equal'); ax.set_xticks([]); ax.set_yticks([])
 
 def _box(x, z, opens):
     from matplotlib.patches import Rectangle
