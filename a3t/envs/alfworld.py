@@ -8,8 +8,8 @@ __all__ = ['NO_GOAL', 'TYPES', 'SPLITS', 'FIELDS', 'OPENABLE', 'ABILITIES', 'KIT
            'load_games', 'mangled', 'make_problem', 'mini_games', 'Panel', 'make_panel', 'MendedGrammar', 'MendedState',
            'MendedEnv', 'reworded', 'AlfWorld', 'load']
 
-# %% ../../nbs/11_envs.alfworld.ipynb #d8ad81c1
-import functools, importlib.util, json, lzma, os, re, sys, threading, weakref, zlib
+# %% ../../nbs/11_envs.alfworld.ipynb #dc55c7d0
+import functools, gc, importlib.util, json, lzma, os, re, sys, threading, weakref, zlib
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from ..core import A3TError, Step, Trajectory, content_hash, write_atomic
 from .base import TextEnv
 
-# %% ../../nbs/11_envs.alfworld.ipynb #c282ef54
+# %% ../../nbs/11_envs.alfworld.ipynb #49ed18af
 def _package_file(name):
     "Text of a file in the `alfworld` package's data folder, without importing it (its import creates folders)"
     spec = importlib.util.find_spec('alfworld')
@@ -31,6 +31,7 @@ def official_domain(
     return _package_file('alfred.pddl').replace(';(receptacleType ?r SinkType)', '(receptacleType ?r SinkType)').replace('\n)\n\n)\n', '\n)\n)\n')
 
 NO_GOAL = 'UNKNOWN GOAL.'
+_TASK = re.compile(r'Your task is to: ((?:[^"\\]|\\.)*)')
 
 def official_grammar(
     goal:str=NO_GOAL, # the task's sentence, with its full stop
@@ -165,7 +166,7 @@ def pack_games(
     z = lzma.LZMACompressor(preset=6)
     write_atomic(path, b''.join([z.compress(json.dumps(l).encode()+b'\n') for l in lines] + [z.flush()]))
 
-# %% ../../nbs/11_envs.alfworld.ipynb #28e36a94
+# %% ../../nbs/11_envs.alfworld.ipynb #055b10a2
 def _read_game(file, task):
     "One `game.tw-pddl`; `None` where it is not marked as solvable"
     try: d = json.loads(Path(file).read_text())
@@ -174,7 +175,7 @@ def _read_game(file, task):
     if not isinstance(d, dict) or not d.get('solvable'): return None
     bad = [k for k in ('pddl_domain', 'grammar', 'pddl_problem') if not isinstance(d.get(k), str)]
     if bad: raise A3TError(f"{file} lacks {', '.join(bad)}: download the data anew")
-    m = re.search(r'Your task is to: (.*?)(?:\\n|"\s*$|")', d['grammar'], re.M)
+    m = _TASK.search(d['grammar'])
     if not m: raise A3TError(f"{file} has no line 'Your task is to: …' in its grammar: download the data anew")
     return Game(task, m[1], tuple(d.get('walkthrough') or ()), d['pddl_problem'], d['pddl_domain'], d['grammar'])
 
@@ -335,23 +336,26 @@ def _textworld():
         facts=mementos.core._memento_cache, wrap=lambda env: AlfredInfos(AlfredDemangler(env)),
         State=mix(MendedState, pddl.PddlState), Grammar=mix(MendedGrammar, textgen.ContextSensitiveGrammar), Env=mix(MendedEnv, PddlEnv))
 
-# %% ../../nbs/11_envs.alfworld.ipynb #6b5a8227
+# %% ../../nbs/11_envs.alfworld.ipynb #63f0341b
 _LOCK, _TRANSLATIONS = threading.RLock(), OrderedDict()
 
 def _translate(domain, problem):
     "What playing needs of a PDDL problem, as plain lists"
     fd = _textworld().fast_downward
     with _LOCK:
-        argv = sys.argv
+        argv, collecting = sys.argv, gc.isenabled()
+        gc.disable() # a third faster: all is garbage at the end, and not before
         try: task, sas = fd.pddl2sas(domain, problem)
-        finally: sys.argv = argv
+        finally:
+            sys.argv = argv
+            if collecting: gc.enable()
     changing = {e.literal.predicate for a in task.actions for e in a.effects} | {a.name for a in task.axioms}
     return dict(sas=sas, types=[[t.name, list(t.supertype_names)] for t in task.types], objects=[[o.name, o.type_name] for o in task.objects],
         actions=[[a.name, [[p.name.strip('?'), p.type_name] for p in a.parameters]] for a in task.actions], changing=sorted(changing),
         facts=[[a.predicate, list(a.args)] for a in task.init if getattr(a, 'predicate', '=') != '='])
 
-def _translation(domain, problem, keep=2048):
-    "The translation of a problem, from memory where it was translated before (some 20 kB each, the last `keep` of them)"
+def _translation(domain, problem, keep=512):
+    "The translation of a problem, from memory where it was translated before (60 kB each, the last `keep` of them)"
     key = content_hash([domain, problem])
     with _LOCK:
         if key not in _TRANSLATIONS: _TRANSLATIONS[key] = zlib.compress(json.dumps(_translate(domain, problem)).encode(), 1)
@@ -403,9 +407,7 @@ class MendedGrammar:
             if not rule.condition or any(True for _ in _answers(rule.condition, context)): return rule.rhs
         raise _textworld().textgen.CSGUnknownSymbolError(name)
 
-# %% ../../nbs/11_envs.alfworld.ipynb #bef1e1e2
-_TASK = re.compile(r'Your task is to: ([^"\\]*)')
-
+# %% ../../nbs/11_envs.alfworld.ipynb #4e32d1e5
 @functools.lru_cache(16)
 def _parsed_grammar(template): return _textworld().pddl._parse_and_convert(template, rule_name='pddlStart')
 
@@ -416,7 +418,7 @@ def _logic(domain, grammar):
     logic = tw.pddl.GameLogic.__new__(tw.pddl.GameLogic)
     logic.domain, logic.types, logic.actions, logic.grammar = domain, tw.logic.TypeHierarchy(), dict(actions), tw.Grammar()
     logic.grammar.update(rules)
-    if m: logic.grammar._rules['task'] = [tw.textgen.ProductionRule('task', _symbols(m[0]))]
+    if m: logic.grammar._rules['task'] = [tw.textgen.ProductionRule('task', _symbols(json.loads(f'"{m[0]}"')))]
     return logic
 
 # %% ../../nbs/11_envs.alfworld.ipynb #35e6c631

@@ -1,0 +1,339 @@
+"""AlfWorld: games from three sources, panels, and the mended engine beside the stock one"""
+import json, lzma, os, random, subprocess, sys, threading
+from dataclasses import replace
+from pathlib import Path
+import pytest
+from a3t.core import A3TError, content_hash
+from a3t.envs import alfworld
+from a3t.envs.alfworld import *
+from a3t.envs.base import check_environment, load_environment, play, replay_equal
+
+SHARED = Path(os.environ.get('A3T_SHARED') or Path(__file__).parents[2]/'shared')/'data'/'alfworld'/'games.jsonl.xz'
+needs_games = pytest.mark.skipif(not SHARED.exists(), reason='needs the packed AlfWorld games: set A3T_SHARED to their folder')
+TASK = EXEMPLAR.task
+GOAL = '(exists (?o - object ?r - receptacle) (and (objectType ?o MugType) (isClean ?o) (receptacleType ?r CoffeeMachineType) (inReceptacle ?o ?r)))'
+
+
+@pytest.fixture(scope='session')
+def real(): return load_games(SHARED)
+
+
+@pytest.fixture
+def pack(tmp_path):
+    pack_games(mini_games(), tmp_path/'games.jsonl.xz')
+    return tmp_path/'games.jsonl.xz'
+
+
+def kitchens(n):
+    "Games that differ in what lies where; the mug stays within reach of the walkthrough"
+    base, out = mini_games()[TASK], {}
+    for i in range(n):
+        rng = random.Random(i)
+        things = [t for r,ts in alfworld.KITCHEN for t in ts if t != 'Mug']
+        rng.shuffle(things)
+        places = [(r, ['Mug'] if 'Mug' in ts else [things.pop() for _ in ts]) for r,ts in alfworld.KITCHEN]
+        task = TASK.replace('trial_mini', f'trial_{i:03}')
+        out[task] = replace(base, task=task, problem=make_problem(f'plan_{i}', places, GOAL))
+    return Games('kitchens', out, lambda task, game: game)
+
+
+def old_dialect(game):
+    "The same game in the wording of older data"
+    return replace(game, grammar=game.grammar.replace('"move {o} to {r}"', '"put {o} in/on {r}"')
+        .replace('You move the {o.name} to the {r.name}.', 'You put the {o.name} in/on the {r.name}.'))
+
+
+def said(env, task, commands, seed=0):
+    "All that an engine says in an episode: its text, whether it is won, what is admissible; `None` is a random command"
+    rng, (_, info) = random.Random(seed), env.reset(options={'task':task})
+    out = [(env.raw, info)]
+    for c in commands:
+        info = env.step(rng.choice(info['admissible_actions']) if c is None else c)[-1]
+        out.append((env.raw, info))
+    return out
+
+
+def relines(path, change):
+    "Rewrite a packed file's lines"
+    lines = lzma.decompress(path.read_bytes()).splitlines()
+    path.write_bytes(lzma.compress(b'\n'.join(change(lines))+b'\n'))
+
+
+# --- games
+
+def test_sources_give_the_same_games(pack, tmp_path):
+    games = mini_games()
+    folder = unpack_games(pack, tmp_path/'json_2.1.1')
+    assert dict(load_games(pack)) == dict(load_games(folder)) == dict(load_games(tmp_path)) == dict(games)
+    g, file = games[TASK], folder/TASK/'game.tw-pddl'
+    assert json.loads(file.read_text()) == g.data == dict(pddl_domain=g.domain, grammar=g.grammar, pddl_problem=g.problem, solvable=True, walkthrough=list(g.walkthrough))
+    assert (folder/TASK/'initial_state.pddl').read_text() == g.problem
+
+
+def test_environment_variable_and_default_place(pack, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('ALFWORLD_DATA', str(tmp_path/'empty'))
+    with pytest.raises(A3TError, match='alfworld-download'): load_games()
+    unpack_games(pack, tmp_path/'data/alfworld/json_2.1.1')
+    assert len(load_games()) == 3
+    (tmp_path/'official').mkdir()
+    pack.rename(tmp_path/'official/games.jsonl.xz')
+    monkeypatch.setenv('ALFWORLD_DATA', str(tmp_path/'official'))
+    assert load_games().source.endswith('games.jsonl.xz')
+
+
+def test_folder_keeps_what_alfworld_keeps(pack, tmp_path):
+    folder = unpack_games(pack, tmp_path/'json_2.1.1')
+    game, keep = mini_games()[TASK].data, len(load_games(folder))
+    def add(task, data=game, traj=True):
+        (folder/'train'/task/'t').mkdir(parents=True)
+        (folder/'train'/task/'t/game.tw-pddl').write_text(json.dumps(data))
+        if traj: (folder/'train'/task/'t/traj_data.json').write_text('{"task_type": "pick_and_place_simple"}')
+    add('pick_and_place_with_movable_recep-Mug-Pot-Desk-301')
+    add('pick_and_place_simple-AppleSliced-None-Fridge-1')
+    add('pick_and_place_simple-Mug-None-Desk-302', traj=False)
+    add('pick_and_place_simple-Mug-None-Desk-303', data={**game, 'solvable':False})
+    add('pick_and_place_simple-Mug-None-Desk-304', data={k:v for k,v in game.items() if k != 'solvable'})
+    assert len(load_games(folder)) == keep
+    add('pick_and_place_simple-Mug-None-Desk-305')
+    assert len(load_games(folder)) == keep+1
+    tw = pytest.importorskip('alfworld.agents.environment.alfred_tw_env')
+    env = tw.AlfredTWEnv.__new__(tw.AlfredTWEnv)
+    env.train_eval, env.config = 'train', dict(dataset=dict(data_path=str(folder/'train'), num_train_games=-1), env=dict(task_types=[1,2,3,4,5,6]))
+    env.collect_game_files()
+    assert {'/'.join(Path(f).parts[-4:-1]) for f in env.game_files} == set(load_games(folder).tasks('train'))
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda ls: [*ls[:2], b'{"path": "train/', *ls[3:]], 'line 3, is not valid JSON'),
+    (lambda ls: [*ls[:2], b'\xff\xfe', *ls[3:]], 'line 3, is not valid JSON'),
+    (lambda ls: [*ls[:2], b'[1]', *ls[3:]], 'line 3, lacks path, goal, walkthrough, problem'),
+    (lambda ls: [*ls[:3], json.dumps({k:v for k,v in json.loads(ls[3]).items() if k != 'goal'}).encode()], 'line 4, lacks goal'),
+    (lambda ls: [*ls[:3], json.dumps({**json.loads(ls[3]), 'walkthrough':'look'}).encode()], 'line 4, lacks walkthrough'),
+    (lambda ls: [*ls, ls[1]], 'line 5, repeats'),
+    (lambda ls: [*ls, ls[1].replace(b'pick_clean_then', b'juggle_then')], 'six task types'),
+    (lambda ls: ls[1:], 'line 1, lacks pddl_domain, grammar'),
+    (lambda ls: ls[:1], 'no games'),
+])
+def test_broken_lines_are_named(pack, change, message):
+    relines(pack, change)
+    with pytest.raises(A3TError, match=message) as e: load_games(pack)
+    assert '\n' not in str(e.value)
+
+
+def test_broken_files_are_named(pack, tmp_path):
+    whole = pack.read_bytes()
+    for n in (0, 10, len(whole)//2, len(whole)-1):
+        pack.write_bytes(whole[:n])
+        with pytest.raises(A3TError, match='cut short|no games'): load_games(pack)
+    pack.write_bytes(b'not xz at all')
+    with pytest.raises(A3TError, match='no xz file'): load_games(pack)
+    with pytest.raises(A3TError, match='no AlfWorld games'): load_games(tmp_path/'missing.jsonl.xz')
+    folder = unpack_games(mini_games(), tmp_path/'f')
+    (folder/TASK/'game.tw-pddl').write_text('{"pddl_')
+    with pytest.raises(A3TError, match='not valid JSON'): load_games(folder)
+    (folder/TASK/'game.tw-pddl').write_text('{"solvable": true, "grammar": "x"}')
+    with pytest.raises(A3TError, match='lacks pddl_domain, pddl_problem'): load_games(folder)
+
+
+def test_packs_hold_one_grammar(tmp_path):
+    a, b, c = mini_games().values()
+    with pytest.raises(A3TError, match='2 sets of rules'): pack_games([a, old_dialect(b)], tmp_path/'x.jsonl.xz')
+    pack_games([old_dialect(g) for g in (c, a, b)], tmp_path/'x.jsonl.xz')
+    games = load_games(tmp_path/'x.jsonl.xz')
+    assert [g.dialect for g in games.values()] == ['put']*3 and list(games) == sorted(games)
+
+
+def test_names_of_splits_tasks_and_types():
+    games = mini_games()
+    assert games.tasks('seen') == games.tasks('valid_seen') and games.tasks('seen')[0].startswith('valid_seen/')
+    assert games.tasks('train', ['pick']) == [] and len(games.tasks('train', ['clean'])) == 1
+    for f, message in ((lambda: games.tasks('test'), 'no split'), (lambda: games.tasks('train', ['stir']), 'no task type'),
+                       (lambda: games['nothing'], 'no game'), (lambda: task_type('nonsense'), 'six task types')):
+        with pytest.raises(A3TError, match=message): f()
+
+
+# --- panels
+
+def test_panels():
+    games = kitchens(12)
+    panel = make_panel(games, 'train', n=5)
+    assert len(panel) == 5 and list(panel) == sorted(panel) and panel.counts == {'clean':5}
+    assert panel == make_panel(games, 'train', n=5) != make_panel(games, 'train', n=5, seed=1)
+    rest = make_panel(games, 'train', n={'clean':7}, exclude=panel.tasks)
+    assert not set(rest) & set(panel) and sorted([*rest, *panel]) == games.tasks('train')
+    changed = Games('changed', {t:replace(g, problem=g.problem+' ') if t == panel.tasks[2] else g for t,g in games.items()}, lambda t, g: g)
+    assert make_panel(changed, 'train', n=5).tasks == panel.tasks and make_panel(changed, 'train', n=5).hash != panel.hash
+    for kw in (dict(n=13), dict(n={'clean':13}), dict(n={'pick':1}), dict(types=['pick'])):
+        with pytest.raises(A3TError, match='too few'): make_panel(games, 'train', **kw)
+
+
+# --- the engine
+
+COMMANDS = ['nonsense', '', 'help', ' look ', 'Look', 'inventory'] + [None]*15
+
+
+def test_exemplar_is_what_the_engine_answers():
+    env = load(mini_games())
+    assert replay_equal(EXEMPLAR, play(env, TASK, EXEMPLAR.actions))
+    assert all(s.reason for s in EXEMPLAR.steps)
+
+
+def test_contract(): check_environment(load_environment('alfworld', games=mini_games()))
+
+
+def test_observation_goal_and_info():
+    env = load(mini_games())
+    obs, info = env.reset(options={'task':TASK})
+    assert obs.startswith('You are in the middle of a room.') and '\n' not in obs
+    assert env.raw == f"-= Welcome to TextWorld, ALFRED! =-\n\n{obs}\n\nYour task is to: {info['goal']}"
+    assert info['goal'] == 'put a clean mug in coffeemachine.' and info['task_type'] == 'clean'
+    assert 'look' in info['admissible_actions'] and 'help' not in info['admissible_actions']
+    obs, reward, terminated, truncated, info = env.step('help')
+    assert info['valid'] and 'Available commands' in obs and (reward, terminated, truncated) == (0., False, False)
+    assert not env.step('go to nowhere')[-1]['valid']
+
+
+def test_steps_run_out_without_winning():
+    env = load(mini_games(), max_steps=3)
+    env.reset(options={'task':TASK})
+    ends = [env.step(a)[2:4] for a in ('look', 'nonsense', 'look')]
+    assert ends == [(False, False), (False, False), (False, True)]
+    walk = mini_games()[TASK].walkthrough
+    env = load(mini_games(), max_steps=len(walk))
+    env.reset(options={'task':TASK})
+    *_, (_, reward, won, truncated, info) = [env.step(a) for a in walk]
+    assert won and truncated and info['won'] and reward == 1.
+
+
+def test_both_dialects_in_both_kinds_of_games():
+    new = mini_games()[TASK]
+    for game, own in ((new, 'move mug 1 to coffeemachine 1'), (old_dialect(new), 'put mug 1 in/on coffeemachine 1')):
+        env = load(Games('one', {TASK:game}, lambda t, g: g))
+        for last in ('move mug 1 to coffeemachine 1', 'put mug 1 in coffeemachine 1', 'put mug 1 on coffeemachine 1', 'put mug 1 in/on coffeemachine 1'):
+            traj = play(env, TASK, [*new.walkthrough[:-1], last])
+            assert traj.won and traj.actions[-1] == last
+        env.reset(options={'task':TASK})
+        for a in new.walkthrough[:-1]: info = env.step(a)[-1]
+        assert own in info['admissible_actions']
+
+
+def test_bad_games_are_named_and_the_next_one_plays():
+    good = mini_games()[TASK]
+    bad = [replace(good, problem='hello'), replace(good, problem=good.problem[:900]), replace(good, domain=''), replace(good, grammar=''),
+           replace(good, grammar='x'), replace(good, problem=good.problem.replace('(:goal', '(:gaol'))]
+    stored = {TASK:good, **{TASK+str(i):g for i,g in enumerate(bad)}}
+    env = load(Games('mixed', stored, lambda t, g: g))
+    for i in range(len(bad)):
+        with pytest.raises(A3TError, match='the engine cannot load the game .* from mixed') as e: env.reset(options={'task':TASK+str(i)})
+        assert '\n' not in str(e.value)
+        with pytest.raises(A3TError, match='reset the environment'): env.step('look')
+        assert play(env, TASK, good.walkthrough).won
+
+
+def test_misuse_is_named():
+    env = load(mini_games())
+    with pytest.raises(A3TError, match='before its first step'): env.step('look')
+    with pytest.raises(A3TError, match='reset needs'): env.reset()
+    with pytest.raises(A3TError, match='no game'): env.reset(options={'task':'train/x'})
+    with pytest.raises(A3TError, match='no engine'): load(mini_games(), engine='thor')
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason='the stock engine fails on Python 3.13')
+def test_mended_engine_says_what_stock_says():
+    walk = list(mini_games()[TASK].walkthrough)
+    for games in (mini_games(), Games('old', {TASK:old_dialect(mini_games()[TASK])}, lambda t, g: g)):
+        stock, mended = (AlfWorld(games, 1000, mend=m) for m in (False, True))
+        assert said(stock, TASK, COMMANDS+walk) == said(mended, TASK, COMMANDS+walk)
+
+
+def test_many_environments_do_not_disturb_each_other():
+    games = kitchens(8)
+    tasks = [t for t in games for _ in range(4)]
+    alone = [said(AlfWorld(games, 1000), t, COMMANDS, seed=i) for i,t in enumerate(tasks)]
+    envs, rngs = [AlfWorld(games, 1000) for _ in tasks], [random.Random(i) for i in range(len(tasks))]
+    infos = [e.reset(options={'task':t})[1] for e,t in zip(envs, tasks)]
+    together = [[(e.raw, info)] for e,info in zip(envs, infos)]
+    for c in COMMANDS:
+        for i, e in enumerate(envs):
+            infos[i] = e.step(rngs[i].choice(infos[i]['admissible_actions']) if c is None else c)[-1]
+            together[i].append((e.raw, infos[i]))
+    assert together == alone
+    threaded = {}
+    def run(i): threaded[i] = said(AlfWorld(games, 1000), tasks[i], COMMANDS, seed=i)
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(tasks))]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert [threaded[i] for i in range(len(tasks))] == alone
+
+
+def test_resets_are_fresh_and_memory_is_bounded():
+    games, first = kitchens(20), None
+    env = load(games)
+    for turn in range(2):
+        for task in games:
+            traj = play(env, task, games[task].walkthrough)
+            assert traj.won and replay_equal(traj, play(env, task, games[task].walkthrough))
+            facts = len(alfworld._textworld().facts)
+            first = first or facts
+            assert facts < 2*first
+    assert len(alfworld._TRANSLATIONS) <= 512
+
+
+def test_process_is_left_as_it_was(capsys):
+    code = '''
+import os, sys
+import a3t.envs.alfworld as a
+assert not {'textworld', 'alfworld', 'fast_downward', 'torch'} & set(sys.modules), 'import is cheap'
+argv, out = list(sys.argv), sys.stdout
+env = a.load(a.mini_games())
+env.reset(options={'task':a.EXEMPLAR.task})
+assert sys.argv == argv and sys.stdout is out and 'ALFWORLD_DATA' not in os.environ
+'''
+    env = {k:v for k,v in os.environ.items() if k != 'ALFWORLD_DATA'}
+    run = subprocess.run([sys.executable, '-c', code, 'some', 'arguments'], env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout == '', run.stderr
+
+
+# --- the published games
+
+@needs_games
+def test_published_games(real):
+    with lzma.open(SHARED) as f: head = json.loads(f.readline())
+    assert official_domain() == head['pddl_domain'] and official_grammar() == head['grammar']
+    assert [len(real.tasks(s)) for s in ('train', 'seen')] == [3553, 140] and len(real.tasks('unseen')) in (67, 134)
+    assert make_panel(real, 'seen').counts == dict(pick=35, clean=27, heat=16, cool=25, look=13, two=24)
+    train = make_panel(real, 'train', n=PAPER_PANELS['train'])
+    valid = make_panel(real, 'train', n=PAPER_PANELS['valid'], exclude=train.tasks)
+    assert (len(train), len(valid)) == (600, 60) and not set(train) & set(valid) and train.counts == PAPER_PANELS['train']
+
+
+@needs_games
+def test_published_games_unpack_to_the_official_files(real, tmp_path):
+    some = random.Random(0).sample(list(real), 12)
+    pack_games([real[t] for t in some], tmp_path/'some.jsonl.xz')
+    folder = unpack_games(tmp_path/'some.jsonl.xz', tmp_path/'json_2.1.1')
+    assert dict(load_games(folder)) == {t:real[t] for t in some}
+    for t in some: assert json.loads((folder/t/'game.tw-pddl').read_text()) == real[t].data
+    expert = pytest.importorskip('alfworld.agents.expert')
+    for t in some: expert.HandCodedTWAgent(max_steps=200).reset(str(folder/t/'game.tw-pddl'))
+
+
+@needs_games
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason='the stock engine fails on Python 3.13')
+def test_published_games_sound_like_stock(real):
+    stock, mended = AlfWorld(real, 1000, mend=False), AlfWorld(real, 1000)
+    for kind in ('clean', 'look'):
+        task = real.tasks('unseen', [kind])[0]
+        commands = COMMANDS + list(real[task].walkthrough)
+        assert said(stock, task, commands) == said(mended, task, commands)
+
+
+@needs_games
+def test_published_walkthroughs_win(real):
+    env = load(real)
+    for kind in env.task_types:
+        for split in env.splits:
+            task = random.Random(kind+split).choice(real.tasks(split, [kind]))
+            traj = play(env, task, real[task].walkthrough)
+            assert traj.won and len(traj) == len(real[task].walkthrough) and traj.goal == real[task].goal
