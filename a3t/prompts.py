@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KIND_COLOURS', 'ACTRE_INSTRUCTION', 'one_line', 'render_step', 'parse_step', 'Segment', 'step_segments', 'task_text',
-           'segments', 'SegmentView', 'steps_of', 'actre_line', 'actre_segments']
+           'segments', 'SegmentView', 'steps_of', 'actre_line', 'actre_segments', 'brief', 'actre_brief_segments']
 
 # %% ../nbs/01_prompts.ipynb #c93e1c99
 import re
@@ -112,3 +112,27 @@ def actre_segments(
     def steps(t): return [x for s in t.steps for x in (actre_line(s.action, s.reason) if s.reason else f'act[{one_line(s.action)}]\n', f'{s.observation}\n')]
     head = (f'{instruction}\n\n' if instruction else '') + (''.join([task_text(exemplar), *steps(exemplar)]) + '\n' if exemplar else '')
     return ([head] if head else []) + [task_text(traj), *steps(traj), actre_line(action)]
+
+# %% ../nbs/01_prompts.ipynb #2e1b459a
+def brief(
+    goal:str, # the task in words
+    steps, # the `Step`s so far
+    action:str, # the action to be explained
+    reason:str=None, # its reason; None: it is still to be written
+    last:int=4, # number of past actions that are told
+)->str: # four lines, the last one open where the reason is missing
+    "One step with its history in brief"
+    done = ', '.join(one_line(s.action) for s in steps[-last:] if s.valid) or 'nothing'
+    seen = one_line(steps[-1].observation) if steps else 'nothing'
+    return f'Task: {goal}\nDone: {done}\nSeen: {seen}\n{actre_line(action, reason)}'
+
+def actre_brief_segments(
+    traj:Trajectory, # the history: the episode so far; its reasons are not used
+    action:str, # the action to be explained
+    instruction:str=ACTRE_INSTRUCTION, # what a reason is
+    exemplar:Trajectory=None, # the same example as the policy's
+)->list: # of str: the segments of the prompt; the reason is what comes next, up to `]`
+    "ActRe's prompt in brief: every step is an example of its own"
+    head = f'{instruction}\n\n' if instruction else ''
+    if exemplar: head += ''.join(brief(exemplar.goal, exemplar.steps[:i], s.action, s.reason) + '\n' for i,s in enumerate(exemplar.steps) if s.reason)
+    return ([head] if head else []) + [brief(traj.goal, traj.steps, action)]
