@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['data_folder', 'quiet', 'find_gguf', 'convert_gguf', 'native_bf16', 'best_dtype', 'model_folder', 'load_model',
-           'tiny_model']
+           'tiny_model', 'SlotCache', 'Part', 'Packed', 'part_mask', 'single_mask', 'attend', 'attend_singles',
+           'slot_attention', 'attention', 'forward', 'pick_tokens', 'Request', 'Tree', 'Slots', 'Engine', 'LocalModel']
 
-# %% ../../nbs/21_models.local.ipynb #35191e61
-import asyncio, contextlib, importlib.util, logging, os, shutil, tempfile, time
+# %% ../../nbs/21_models.local.ipynb #2fd9d1a9
+import asyncio, contextlib, copy, importlib.util, logging, os, random, shutil, tempfile, time
 from dataclasses import dataclass, field
 from pathlib import Path
 os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
-import torch
+import numpy as np, torch
+from fastcore.basics import patch
 from ..core import A3TError, file_hash
-from .base import Completion, LanguageModel, as_segments, cut_at_stop, decode_after, encode_segments, toy_tokenizer
+from .base import Completion, LanguageModel, cut_at_stop, decode_after, encode_segments, toy_tokenizer
 
 # %% ../../nbs/21_models.local.ipynb #4cd650f1
 def data_folder(
@@ -133,3 +135,556 @@ def tiny_model(
     model.save_pretrained(folder)
     tok.save_pretrained(folder)
     return str(folder)
+
+# %% ../../nbs/21_models.local.ipynb #7b613518
+class SlotCache:
+    "Keys and values of many token sequences; per layer one tensor (slots, key-value heads, tokens, head size)"
+    def __init__(self): self.keys, self.values, self.slots, self.length = {}, {}, 8, 256
+
+    def reserve(self,
+        slots:int, # number of slots needed
+        length:int, # tokens needed in a slot
+    ):
+        "Make room, by doubling"
+        while self.slots < slots: self.slots *= 2
+        while self.length < length: self.length *= 2
+
+    def _fit(self, store, layer, new):
+        "The tensor of a layer, as large as was reserved"
+        old = store.get(layer)
+        if old is not None and old.shape[0] >= self.slots and old.shape[2] >= self.length: return old
+        res = store[layer] = new.new_zeros(self.slots, new.shape[1], self.length, new.shape[3])
+        if old is not None: res[:old.shape[0], :, :old.shape[2]] = old
+        return res
+
+    def write(self,
+        layer:int, # which layer
+        slots, # slot of each new token: (tokens,)
+        places, # place of each in its slot: (tokens,)
+        key, value, # (1, key-value heads, tokens, head size)
+    )->tuple: # the layer's keys and values
+        "Store what a layer computed for new tokens"
+        for store,new in ((self.keys, key), (self.values, value)): self._fit(store, layer, new)[slots, :, places] = new[0].transpose(0, 1)
+        return self.keys[layer], self.values[layer]
+
+    @torch.inference_mode()
+    def copy(self,
+        source:int, # a slot
+        target:int, # another slot
+        n:int, # how many tokens
+    ):
+        "Copy the beginning of one slot into another"
+        self.reserve(max(source, target) + 1, n)
+        for store in (self.keys, self.values):
+            for layer,old in store.items():
+                t = self._fit(store, layer, old)
+                t[target, :, :n] = t[source, :, :n]
+
+# %% ../../nbs/21_models.local.ipynb #019cc720
+@dataclass
+class Part:
+    "New tokens of one slot in a packed batch"
+    slot:int            # whose
+    start:int           # how many tokens the slot holds already
+    tokens:list         # the new tokens
+    wanted:list         # indices of those whose logits are wanted
+    depth:list=None     # for a tree of candidates: how far each token lies behind the first one
+    sees:object=None    # for a tree: which new tokens each one sees, bool (tokens, tokens)
+
+# %% ../../nbs/21_models.local.ipynb #411c9772
+class Packed:
+    "A packed batch: parts of one token first, ordered by slot, then the longer ones"
+    def __init__(self,
+        parts:list, # of `Part`
+        device, # where the model is
+    ):
+        one = [len(p.tokens) == 1 for p in parts]
+        self.parts = sorted((p for p,o in zip(parts, one) if o), key=lambda p: p.slot) + [p for p,o in zip(parts, one) if not o]
+        self.n_one, self.device, self.masks = sum(one), device, {}
+        flat = lambda f: torch.tensor([x for p in self.parts for x in f(p)], device=device)
+        self.ids = flat(lambda p: p.tokens)[None]
+        self.places = flat(lambda p: range(p.start, p.start + len(p.tokens)))
+        self.positions = flat(lambda p: [p.start + d for d in p.depth] if p.depth else range(p.start, p.start + len(p.tokens)))
+        self.slots = flat(lambda p: [p.slot]*len(p.tokens))
+        ends = torch.tensor([len(p.tokens) for p in self.parts]).cumsum(0).tolist()
+        self.spans = [(e - len(p.tokens), e) for e,p in zip(ends, self.parts)]
+        self.wanted = torch.tensor([a + w for (a,_),p in zip(self.spans, self.parts) for w in p.wanted], dtype=torch.long, device=device)
+        self.longest = max((p.start + 1 for p in self.parts[:self.n_one]), default=0)
+
+# %% ../../nbs/21_models.local.ipynb #b8b719a7
+def part_mask(
+    part:Part, # new tokens of a slot
+    window, # width of the sliding window, tokens; `None` is all
+    device, # where to make it
+)->torch.Tensor: # bool (new tokens, old and new tokens)
+    "Which tokens of its slot each new token sees"
+    n = len(part.tokens)
+    sees = part.sees.to(device) if part.sees is not None else torch.ones(n, n, dtype=torch.bool, device=device).tril()
+    mask = torch.cat([torch.ones(n, part.start, dtype=torch.bool, device=device), sees], 1)
+    if window is None: return mask
+    new = part.start + torch.tensor(part.depth or list(range(n)), device=device)
+    return mask & (torch.cat([torch.arange(part.start, device=device), new])[None] > new[:,None] - window)
+
+def single_mask(
+    starts, # (rows,) tokens before the new one; -1 for a row that is not in use
+    length:int, # tokens looked at
+    window, # width of the sliding window, tokens; `None` is all
+)->torch.Tensor: # bool (rows, length)
+    "Which tokens of its slot a single new token sees"
+    at = torch.arange(length, device=starts.device)[None]
+    mask = at <= starts[:,None]
+    return mask if window is None else mask & (at > starts[:,None] - window)
+
+# %% ../../nbs/21_models.local.ipynb #233c2164
+def attend(
+    query, # (rows, key-value heads, queries, head size)
+    key, value, # (rows, key-value heads, tokens, head size)
+    mask, # bool (rows or 1, 1, queries, tokens)
+    scale:float, # what the products are multiplied with
+)->torch.Tensor: # (rows, key-value heads, queries, head size)
+    "Attention; rows of plain products where that is faster"
+    if query.device.type != 'cpu' or query.dtype != torch.bfloat16:
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    bias = torch.zeros((), dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
+    return torch.softmax(torch.add(bias, query @ key.transpose(-1, -2), alpha=scale), -1) @ value
+
+# %% ../../nbs/21_models.local.ipynb #9ecea21e
+def attend_singles(
+    batch:Packed, # the batch
+    query, # (1, heads, tokens, head size)
+    keys, values, # of the layer, all slots
+    scale:float, window,
+)->torch.Tensor: # (singles, heads, head size)
+    "Attention of the parts that have one token"
+    n, heads = batch.n_one, keys.shape[1]
+    slots, starts = batch.slots[:n], batch.places[:n]
+    lo, hi = batch.parts[0].slot, batch.parts[n-1].slot + 1
+    dense, q = n >= .6*(hi - lo), query[0, :, :n].transpose(0, 1)
+    if dense:
+        rows = slots - lo
+        q = q.new_zeros(hi - lo, *q.shape[1:]).index_copy_(0, rows, q)
+        k, v = (t[lo:hi, :, :batch.longest] for t in (keys, values))
+    else: k, v = (t[slots, :, :batch.longest] for t in (keys, values))
+    if window not in batch.masks:
+        if dense: starts = starts.new_zeros(hi - lo).index_copy_(0, rows, starts)
+        batch.masks[window] = single_mask(starts, batch.longest, window)[:,None,None]
+    group = q.shape[1]//heads
+    out = attend(q.reshape(len(q), heads, group, -1), k, v, batch.masks[window].expand(-1, 1, group, -1), scale).flatten(1, 2)
+    return out[rows] if dense else out
+
+# %% ../../nbs/21_models.local.ipynb #cc703155
+def slot_attention(
+    module, query, key, value, attention_mask, scaling=None, sliding_window=None, batch=None, cache=None, **kwargs
+)->tuple: # attention output (1, tokens, heads, head size), and None
+    "Attention over slots, in the form that transformers calls; `batch` and `cache` reach it through the model's forward"
+    if kwargs.get('softcap'): raise A3TError('this model caps its attention scores, which the local engine does not know: serve it with another engine')
+    keys, values = cache.write(module.layer_idx, batch.slots, batch.places, key, value)
+    scale, heads = scaling or query.shape[-1]**-.5, keys.shape[1]
+    out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+    if batch.n_one: out[0, :batch.n_one] = attend_singles(batch, query, keys, values, scale, sliding_window)
+    for (a, b), p in zip(batch.spans[batch.n_one:], batch.parts[batch.n_one:]):
+        if (at := (sliding_window, a)) not in batch.masks: batch.masks[at] = part_mask(p, sliding_window, query.device)
+        group, mask = query.shape[1]//heads, batch.masks[at]
+        res = attend(query[:, :, a:b].reshape(1, heads, group*(b-a), -1), keys[p.slot, :, :p.start+b-a][None], values[p.slot, :, :p.start+b-a][None],
+                     mask.repeat(group, 1)[None,None], scale)
+        out[0, a:b] = res.view(-1, b-a, res.shape[-1]).transpose(0, 1)
+    return out, None
+
+# %% ../../nbs/21_models.local.ipynb #45b20d4c
+@contextlib.contextmanager
+def attention(
+    model, # a transformers model
+    name:str, # name of a registered attention function
+):
+    "Use another attention function for a while"
+    was = model.config._attn_implementation
+    model.config._attn_implementation = name
+    try: yield
+    finally: model.config._attn_implementation = was
+
+@torch.inference_mode()
+def forward(
+    model, # a transformers model
+    cache:SlotCache, # what was read so far; the new tokens are added
+    parts:list, # of `Part`
+)->dict: # slot → logits of the wanted tokens, fp32 (wanted, vocabulary)
+    "One forward pass over a packed batch"
+    from transformers import AttentionInterface
+    AttentionInterface.register('a3t_slots', slot_attention)
+    batch = Packed(parts, model.device)
+    cache.reserve(max(p.slot for p in parts) + 1, max(p.start + len(p.tokens) for p in parts))
+    with attention(model, 'a3t_slots'):
+        logits = model(input_ids=batch.ids, position_ids=batch.positions[None], use_cache=False, logits_to_keep=batch.wanted if len(batch.wanted) else 1,
+                       batch=batch, cache=cache).logits[0, :len(batch.wanted)].float()
+    return dict(zip([p.slot for p in batch.parts], logits.split([len(p.wanted) for p in batch.parts])))
+
+# %% ../../nbs/21_models.local.ipynb #ad8c928b
+def pick_tokens(
+    logits, # fp32 (requests, vocabulary)
+    temperatures:list, # one for each request; 0 takes the most likely token
+    uniforms:list, # one number in [0, 1) for each request, its die
+    constraints:list, # one function of logits for each request, or None
+)->tuple: # (tokens, log-probabilities at temperature 1 before any constraint)
+    "The next token of each request"
+    norm = logits.logsumexp(-1)
+    if not torch.isfinite(norm).all(): raise A3TError('the model answers with numbers that are not finite: check its weights, its adapter or its number format')
+    free = logits
+    if any(constraints): logits = torch.stack([c(l.clone()) if c else l for c,l in zip(constraints, logits)])
+    res = logits.argmax(-1)
+    if hot := [i for i,t in enumerate(temperatures) if t > 0]:
+        t = torch.tensor([temperatures[i] for i in hot], device=logits.device)
+        below = torch.softmax(logits[hot]/t[:,None], -1).cumsum(-1)
+        die = torch.tensor([uniforms[i] for i in hot], device=logits.device)
+        res[hot] = torch.searchsorted(below, (die*below[:,-1])[:,None], right=True)[:,0].clamp(max=logits.shape[-1]-1)
+    logprobs = free.gather(1, res[:,None])[:,0] - norm
+    return res.tolist(), logprobs.tolist()
+
+# %% ../../nbs/21_models.local.ipynb #eeffd0ae
+@dataclass(eq=False)
+class Request:
+    "What somebody waits for"
+    ids:list                 # tokens of the prompt
+    adapter:str              # name of the adapter; '' is the base model
+    future:object            # where the answer goes
+    stop:tuple=()
+    max_tokens:int=64
+    temperature:float=0.
+    dice:object=None         # random.Random
+    constrain:object=None
+    trees:list=None          # for `score`: candidates, as trees that fit into a batch
+    slot:int=None            # the slot that it uses while it runs
+    todo:list=None           # tokens to read next
+    generated:list=field(default_factory=list)
+    logprobs:list=field(default_factory=list)
+
+# %% ../../nbs/21_models.local.ipynb #7ff4edd8
+class Tree:
+    "Token sequences that share their beginnings; node 0 is the last token of the prompt"
+    def __init__(self, root): self.tokens, self.parent, self.depth, self.children, self.paths = [root], [-1], [0], {}, []
+
+    def add(self,
+        ids, # tokens of a candidate
+    ):
+        "Add a sequence"
+        node, path = 0, []
+        for t in ids:
+            if (node, t) not in self.children:
+                self.children[node, t] = len(self.tokens)
+                self.tokens.append(t), self.parent.append(node), self.depth.append(self.depth[node] + 1)
+            node = self.children[node, t]
+            path.append(node)
+        self.paths.append(path)
+
+    def part(self, slot, start):
+        "The tree as a part of a batch"
+        sees = torch.eye(len(self.tokens), dtype=torch.bool)
+        for i,p in enumerate(self.parent[1:], 1): sees[i] |= sees[p]
+        return Part(slot, start, self.tokens, sorted(set(self.parent[1:])), self.depth, sees)
+
+    def logprobs(self,
+        logits, # fp32 (nodes with children, vocabulary)
+    )->list: # for each sequence the sum of its log-probabilities
+        "Score the sequences"
+        if len(self.tokens) == 1: return [0.]*len(self.paths)
+        row = {p:i for i,p in enumerate(sorted(set(self.parent[1:])))}
+        rows = torch.tensor([row[p] for p in self.parent[1:]], device=logits.device)
+        tokens = torch.tensor(self.tokens[1:], device=logits.device)
+        nodes = [0.] + (logits[rows, tokens] - logits.logsumexp(-1)[rows]).tolist()
+        return [sum(nodes[i] for i in path) for path in self.paths]
+
+# %% ../../nbs/21_models.local.ipynb #d1597860
+class Slots:
+    "What is in the cache: tokens, adapter and user of each slot"
+    def __init__(self, n):
+        self.n, self.length = n, 256
+        self.planned = np.full((n, self.length), -1, np.int32)  # tokens read or about to be read
+        self.held = np.zeros(n, int)                            # how many of them were read
+        self.used = np.zeros(n, int)                            # when it was used last; 0 is never
+        self.adapter, self.owner, self.clock = np.full(n, '', dtype=object), [None]*n, 0
+
+    def plan(self, slot, start, ids):
+        "Note tokens that a slot is about to read"
+        while self.length < start + len(ids):
+            self.planned = np.concatenate([self.planned, np.full_like(self.planned, -1)], 1)
+            self.length *= 2
+        self.planned[slot, start:start+len(ids)] = ids
+
+    def common(self, ids, adapter):
+        "For each slot, how many planned tokens it shares with the beginning of `ids`"
+        n = min(len(ids), self.length)
+        same = np.zeros((self.n, n + 1), bool)
+        same[:, :n] = self.planned[:, :n] == np.asarray(ids[:n], np.int32)
+        return np.where(self.adapter == adapter, same.argmin(1), 0)
+
+    def release(self, slot):
+        "A request is done with its slot"
+        self.owner[slot], self.planned[slot, self.held[slot]:] = None, -1
+
+# %% ../../nbs/21_models.local.ipynb #7910699c
+@patch
+def place(self:Slots,
+    request:Request, # who wants a slot
+    copy, # function of (source, target, tokens) that copies in the cache
+)->bool: # is it placed? `False` means that it must wait
+    "Give a request the slot from which it must read least"
+    idle = [s for s in range(self.n) if self.owner[s] is None]
+    if not idle: return False
+    ids = request.ids[:-1] # at least the last token must be read, to know what follows it
+    planned = self.common(ids, request.adapter)
+    ready = np.minimum(planned, self.held)
+    best = ready.max()
+    if planned.max() > best + 16: return False # somebody is reading it
+    source = max(range(self.n), key=lambda s: (ready[s], self.owner[s] is None, -self.held[s]))
+    target, oldest = source, min(idle, key=lambda s: (self.used[s], s))
+    if self.owner[source] is not None or self.held[source] - best > best//4: target = oldest
+    if target != source and best: copy(source, target, best)
+    self.clock += 1
+    self.owner[target], self.used[target], self.held[target], self.adapter[target] = request, self.clock, best, request.adapter
+    self.planned[target] = -1
+    self.plan(target, 0, request.ids)
+    request.slot, request.todo = target, request.ids[best:]
+    return True
+
+# %% ../../nbs/21_models.local.ipynb #b7029ea9
+class Engine:
+    "Continuous batching over one model"
+    def __init__(self,
+        model, tokenizer, # what `load_model` returns
+        slots:int, # token sequences held in the cache
+        context:int, # longest sequence, tokens
+        chunk:int, # most prompt tokens in one forward pass
+    ):
+        self.model, self.tokenizer, self.context, self.chunk = model.eval(), tokenizer, context, chunk
+        self.cache, self.slots, self.adapters = SlotCache(), Slots(slots), {}
+        self.waiting, self.loop, self.driver, self.filed, self.active = [], None, None, 0, ''
+        self.stats = dict(requests=0, prompt_tokens=0, prefilled=0, decoded=0, passes=0, seconds=0.)
+        ends = model.generation_config.eos_token_id
+        self.ends = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
+
+    @property
+    def running(self): return [r for r in self.slots.owner if r]
+
+# %% ../../nbs/21_models.local.ipynb #47d4bc40
+@patch
+async def ask(self:Engine,
+    **kw, # fields of a `Request`
+): # the answer
+    "File a request and wait for its answer"
+    loop = asyncio.get_running_loop()
+    if self.loop is not loop: # whoever waited in another loop is gone
+        self.waiting, self.loop, self.driver = [], loop, None
+        for r in self.running: self.slots.release(r.slot)
+    request = Request(future=loop.create_future(), **kw)
+    self.waiting.append(request)
+    self.filed += 1
+    self.stats['requests'] += 1
+    self.stats['prompt_tokens'] += len(request.ids)
+    if self.driver is None: self.driver = loop.create_task(self.drive())
+    return await request.future
+
+@patch
+async def drive(self:Engine):
+    "Do forward passes as long as somebody waits"
+    try:
+        while True:
+            filed = None
+            while filed != self.filed: # let everybody come to the point where they wait
+                filed = self.filed
+                for _ in range(3): await asyncio.sleep(0)
+            for r in self.running:
+                if r.future.done(): self.slots.release(r.slot) # cancelled
+            self.waiting = [r for r in self.waiting if not r.future.done()]
+            if not self.waiting and not self.running: return
+            try: self.step()
+            except Exception as e: self.fail(e)
+    finally: self.driver = None
+
+@patch
+def fail(self:Engine, error):
+    "Nobody gets an answer; what is in the cache is no longer trusted"
+    for r in self.waiting + self.running:
+        if not r.future.done(): r.future.set_exception(error)
+    self.waiting = []
+    for s in range(self.slots.n):
+        self.slots.held[s] = 0
+        self.slots.release(s)
+
+# %% ../../nbs/21_models.local.ipynb #d7be0ac8
+@patch
+def step(self:Engine):
+    "One forward pass for each adapter that somebody uses"
+    if None in self.slots.owner:
+        known = {r:np.minimum(self.slots.common(r.ids, r.adapter), self.slots.held).max() for r in self.waiting}
+        self.waiting = [r for r in sorted(self.waiting, key=lambda r: -known[r]) if not self.slots.place(r, self.cache.copy)]
+    for adapter in sorted({r.adapter for r in self.running}):
+        self.use(adapter)
+        self.forward_pass([r for r in self.running if r.adapter == adapter])
+
+@patch
+def forward_pass(self:Engine,
+    requests:list, # running requests of one adapter
+):
+    "Read the next tokens of each request, and let those that are through choose or finish"
+    start, room, parts, read = time.perf_counter(), self.chunk, [], []
+    for r in sorted(requests, key=lambda r: self.slots.used[r.slot]):
+        part = self.next_part(r, room)
+        if part is None: continue
+        if not r.generated: room -= len(part.tokens)
+        parts.append(part), read.append(r)
+    logits = forward(self.model, self.cache, parts)
+    self.stats['passes'] += 1
+    self.stats['prefilled'] += self.chunk - room
+    self.advance(read, parts, logits)
+    self.stats['seconds'] += time.perf_counter() - start
+
+@patch
+def next_part(self:Engine, r, room):
+    "The tokens that a request reads next, or None where there is no room for them"
+    held = int(self.slots.held[r.slot])
+    if r.generated: return Part(r.slot, held, r.todo, [0])
+    if r.trees is not None and len(r.todo) == 1:
+        return r.trees[0].part(r.slot, held) if len(r.trees[0].tokens) <= room or room == self.chunk else None
+    todo = r.todo[:-1] if r.trees is not None else r.todo # a tree brings the last token of the prompt along
+    part = todo[:max(room, 0)]
+    return Part(r.slot, held, part, [len(part)-1] if len(part) == len(r.todo) else []) if part else None
+
+# %% ../../nbs/21_models.local.ipynb #0f8326eb
+@patch
+def advance(self:Engine, requests, parts, logits):
+    "What follows from a forward pass: trees are scored, tokens are chosen, answers are given"
+    ready = []
+    for r,p in zip(requests, parts):
+        if p.sees is not None:
+            r.logprobs += r.trees.pop(0).logprobs(logits[r.slot])
+            if not r.trees: self.finish(r, r.logprobs)
+            continue
+        self.slots.held[r.slot] += len(p.tokens)
+        r.todo = r.todo[len(p.tokens):]
+        if p.wanted: ready.append(r)
+    if not ready: return
+    tokens, logprobs = self.choose(ready, torch.cat([logits[r.slot] for r in ready]))
+    for r,t,l in zip(ready, tokens, logprobs):
+        if not r.future.done(): self.take(r, t, l)
+
+@patch
+def choose(self:Engine, requests, logits):
+    "The next token of each request; an error of one request's constraint is that request's alone"
+    def constrained(r):
+        def f(logits):
+            try: res = r.constrain(r.generated, logits)
+            except Exception as e: error = e
+            else:
+                if res.max() > -torch.inf: return res
+                error = A3TError('the constraint of a completion allows no token at all: it must leave at least one')
+            if not r.future.done(): r.future.set_exception(error)
+            self.slots.release(r.slot)
+            return logits
+        return f
+    return pick_tokens(logits, [r.temperature for r in requests], [r.dice.random() if r.temperature > 0 else 0. for r in requests],
+                       [constrained(r) if r.constrain else None for r in requests])
+
+# %% ../../nbs/21_models.local.ipynb #bb4c9669
+@patch
+def take(self:Engine, r, token, logprob):
+    "Add a token to a request and see whether it is done"
+    r.generated.append(token), r.logprobs.append(logprob)
+    self.stats['decoded'] += 1
+    finish = None
+    if token in self.ends: finish = 'end'
+    elif r.stop:
+        tail = r.generated[-max(len(s.encode()) for s in r.stop) - 4:]
+        if cut_at_stop(decode_after(self.tokenizer, r.ids, tail), r.stop)[1]: finish = 'stop'
+    if finish is None and len(r.generated) >= r.max_tokens: finish = 'length'
+    if finish is None:
+        r.todo = [token]
+        return self.slots.plan(r.slot, int(self.slots.held[r.slot]), [token])
+    text = decode_after(self.tokenizer, r.ids, r.generated[:-1] if finish == 'end' else r.generated)
+    self.finish(r, Completion(cut_at_stop(text, r.stop)[0], r.generated, r.logprobs, len(r.ids), finish))
+
+@patch
+def finish(self:Engine, r, answer):
+    "Give the answer; the slot keeps what it holds"
+    if not r.future.done(): r.future.set_result(answer)
+    self.slots.release(r.slot)
+
+# %% ../../nbs/21_models.local.ipynb #0e02f45d
+@patch
+@quiet()
+def load_adapter(self:Engine,
+    path, # folder of a PEFT adapter; `None` is the base model
+)->str: # its name, '' for the base model
+    "Load an adapter once; `A3TError` where it does not fit"
+    from peft import PeftConfig, inject_adapter_in_model, load_peft_weights, set_peft_model_state_dict
+    if path is None: return ''
+    if not (Path(path)/'adapter_config.json').exists(): raise A3TError(f'{path} is no adapter: give a folder with adapter_config.json and its weights')
+    name = 'a' + file_hash(path)[:16]
+    if name in self.adapters: return name
+    try:
+        inject_adapter_in_model(PeftConfig.from_pretrained(str(path)), self.model, name)
+        weights = {k.removeprefix('base_model.model.'):v for k,v in load_peft_weights(str(path), device='cpu').items()}
+        res = set_peft_model_state_dict(self.model, weights, name)
+    except (ValueError, RuntimeError) as e: raise A3TError(f'the adapter in {path} does not fit this model: {str(e).splitlines()[0][:150]}') from e
+    if res.unexpected_keys: raise A3TError(f'the adapter in {path} does not fit this model: {res.unexpected_keys[0]} is not in it')
+    for n,p in self.model.named_parameters():
+        if f'.{name}.' in n: p.data, p.requires_grad = p.data.to(self.model.dtype), False
+    self.adapters[name], self.active = str(path), None
+    return name
+
+@patch
+def use(self:Engine, name):
+    "Switch to an adapter; '' is the base model"
+    if name == self.active or not self.adapters: return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    for m in self.model.modules():
+        if isinstance(m, BaseTunerLayer):
+            m.enable_adapters(bool(name))
+            if name and name in m._all_available_adapter_names(): m.set_adapter(name, inference_mode=True)
+    self.active = name
+
+# %% ../../nbs/21_models.local.ipynb #7547e96b
+class LocalModel(LanguageModel):
+    "A transformers model behind the language-model contract"
+    def __init__(self,
+        model, tokenizer, # what `load_model` returns
+        slots:int=64, # token sequences held in the cache: as many as episodes run at once
+        context:int=None, # longest sequence, tokens; what the model allows by default
+        chunk:int=512, # most prompt tokens in one forward pass: bounds memory
+    ):
+        limit = model.config.max_position_embeddings
+        self.engine, self.name = Engine(model, tokenizer, slots, min(context or limit, limit), chunk), ''
+
+    tokenizer = property(lambda self: self.engine.tokenizer)
+    stats = property(lambda self: self.engine.stats)
+
+    def adapter(self, path=None):
+        res = copy.copy(self)
+        res.name = self.engine.load_adapter(path)
+        return res
+
+    def _tokens(self, prompt, more):
+        "Token ids of a prompt, or an error if it does not fit with `more` behind it"
+        ids, most = encode_segments(self.tokenizer, prompt), self.engine.context
+        if not ids: raise A3TError('the prompt is empty: there is nothing to continue')
+        if len(ids) + more > most: raise A3TError(f'the prompt has {len(ids)} tokens and needs {more} more, but the context is {most}: '
+                                                  'raise the setting context (a model has its own limit), or shorten the prompt')
+        return ids
+
+# %% ../../nbs/21_models.local.ipynb #4ee77855
+@patch
+async def complete(self:LocalModel, prompt, *, stop=(), max_tokens=64, temperature=0., seed=0, constrain=None):
+    "Continue a prompt; see `LanguageModel.complete`"
+    ids = self._tokens(prompt, 1)
+    if max_tokens < 1: return Completion('', [], [], len(ids), 'length')
+    return await self.engine.ask(ids=ids, adapter=self.name, stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        max_tokens=min(max_tokens, self.engine.context - len(ids)), temperature=temperature, dice=random.Random(seed), constrain=constrain)
+
+@patch
+async def score(self:LocalModel, prompt, candidates):
+    "Score candidates; see `LanguageModel.score`"
+    texts = [encode_segments(self.tokenizer, [c])[len(encode_segments(self.tokenizer, [])):] for c in candidates]
+    ids, trees = self._tokens(prompt, max(map(len, texts), default=0)), []
+    if not texts: return []
+    for t in texts:
+        if not trees or len(trees[-1].tokens) + len(t) > self.engine.chunk//2: trees.append(Tree(ids[-1]))
+        trees[-1].add(t)
+    return await self.engine.ask(ids=ids, adapter=self.name, trees=trees)
