@@ -650,14 +650,15 @@ def print_results(
     for m in report.get('missing', []): print(f'missing: {m}')
     print(f"\nreport: {os.path.relpath(Path(run)/'report.html')}")
 
-# %% ../nbs/60_rounds.ipynb #6195ae74
+# %% ../nbs/60_rounds.ipynb #131fc1bd
 def main(
     args=None, # list of words; the command line by default
 )->int: # exit status
     "The `a3t` command"
     def stop(*_): raise KeyboardInterrupt
     a = _parser().parse_args(args)
-    before = signal.signal(signal.SIGTERM, stop)
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread: before = signal.signal(signal.SIGTERM, stop)
     try:
         if a.command == 'run': run_command(a.preset, a.name, _overrides(a.set))
         elif a.command == 'report': report_command(a.name)
@@ -667,5 +668,6 @@ def main(
     except KeyboardInterrupt:
         print('\na3t: stopped; the same command goes on from here', file=sys.stderr)
         return 130
-    finally: signal.signal(signal.SIGTERM, before)
+    finally:
+        if main_thread: signal.signal(signal.SIGTERM, before)
     return 1
