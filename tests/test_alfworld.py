@@ -333,7 +333,7 @@ def test_published_games_sound_like_stock(real):
 def test_published_walkthroughs_win(real):
     env = load(real)
     for kind in env.task_types:
-        for split in env.splits:
+        for split in ('seen', 'unseen'):
             task = random.Random(kind+split).choice(real.tasks(split, [kind]))
             traj = play(env, task, real[task].walkthrough)
             assert traj.won and len(traj) == len(real[task].walkthrough) and traj.goal == real[task].goal

@@ -6,7 +6,7 @@
 __all__ = ['NO_GOAL', 'TYPES', 'SPLITS', 'FIELDS', 'OPENABLE', 'ABILITIES', 'KITCHEN', 'PAPER_PANELS', 'EXEMPLAR',
            'official_domain', 'official_grammar', 'task_type', 'Game', 'Games', 'pack_games', 'unpack_games',
            'load_games', 'mangled', 'make_problem', 'mini_games', 'Panel', 'make_panel', 'MendedGrammar', 'MendedState',
-           'MendedEnv', 'reworded', 'AlfWorld', 'load']
+           'SortedFacts', 'KnownActions', 'MendedEnv', 'reworded', 'AlfWorld', 'load']
 
 # %% ../../nbs/11_envs.alfworld.ipynb #dc55c7d0
 import functools, gc, importlib.util, json, lzma, os, re, sys, threading, weakref, zlib
@@ -320,7 +320,7 @@ def make_panel(
     tasks = tuple(sorted(t for k,v in want.items() for t in sorted(by_type[k], key=lambda t: content_hash([seed, t]))[:v]))
     return Panel(split, tasks, content_hash([[t, games[t].hash] for t in tasks]))
 
-# %% ../../nbs/11_envs.alfworld.ipynb #1333d760
+# %% ../../nbs/11_envs.alfworld.ipynb #94c1007d
 @functools.cache
 def _textworld():
     "TextWorld's and AlfWorld's parts, imported at first use: it takes a second"
@@ -334,7 +334,7 @@ def _textworld():
     mix = lambda *bases: type(bases[0].__name__, bases, {})
     return SimpleNamespace(fast_downward=fast_downward, textworld=textworld, logic=logic, pddl=pddl, textgen=textgen, PddlEnv=PddlEnv,
         facts=mementos.core._memento_cache, wrap=lambda env: AlfredInfos(AlfredDemangler(env)),
-        State=mix(MendedState, pddl.PddlState), Grammar=mix(MendedGrammar, textgen.ContextSensitiveGrammar), Env=mix(MendedEnv, PddlEnv))
+        State=mix(MendedState, SortedFacts, KnownActions, pddl.PddlState), Grammar=mix(MendedGrammar, textgen.ContextSensitiveGrammar), Env=mix(MendedEnv, PddlEnv))
 
 # %% ../../nbs/11_envs.alfworld.ipynb #63f0341b
 _LOCK, _TRANSLATIONS = threading.RLock(), OrderedDict()
@@ -421,7 +421,7 @@ def _logic(domain, grammar):
     if m: logic.grammar._rules['task'] = [tw.textgen.ProductionRule('task', _symbols(json.loads(f'"{m[0]}"')))]
     return logic
 
-# %% ../../nbs/11_envs.alfworld.ipynb #35e6c631
+# %% ../../nbs/11_envs.alfworld.ipynb #418c2d1f
 class _Planner:
     "The one copy of Fast Downward's library, and whose problem is in it"
     lib = owner = None
@@ -454,6 +454,11 @@ class MendedState:
     @property
     def downward_lib(self): return _PLANNER.of(self)
 
+    def replan(self, infos): raise A3TError('the mended engine plays and does not plan: use the stock engine (mend=False) for plans')
+
+# %% ../../nbs/11_envs.alfworld.ipynb #7b26dae9
+class SortedFacts:
+    "The facts of a state, kept sorted"
     def add_fact(self, prop):
         self._sorted.pop(prop.signature, None)
         super().add_fact(prop)
@@ -466,6 +471,9 @@ class MendedState:
         if sig not in self._sorted: self._sorted[sig] = sorted(self._facts.get(sig, ()))
         return self._sorted[sig]
 
+# %% ../../nbs/11_envs.alfworld.ipynb #9262734b
+class KnownActions:
+    "The actions of a state, each made once"
     def apply(self, action):
         n = self._operators[action.id].nb_effect_atoms
         changes = super().apply(action)
@@ -473,27 +481,20 @@ class MendedState:
         return changes
 
     def all_applicable_actions(self):
-        n = self.downward_lib.get_applicable_operators_count()
-        operators = (_PLANNER.Operator*n)()
+        operators = (_PLANNER.Operator * self.downward_lib.get_applicable_operators_count())()
         self.downward_lib.get_applicable_operators(operators)
         self._operators, actions = {op.id:op for op in operators}, {}
-        for op in operators:
-            name = op.name
-            if name not in actions: actions[name] = self._action(name, op.id)
-        return list(actions.values())
+        for op in operators: actions.setdefault(op.name, op.id)
+        return [self._action(name, id_) for name,id_ in actions.items()]
 
     def _action(self, operator, id_):
-        "TextWorld's action of an operator; the same object whenever it applies"
         if operator not in self._known:
             tw, (name, *args) = _textworld(), operator.split()
             a = self._known[operator] = tw.logic.Action(name=name, preconditions=[], postconditions=[])
             a.mapping = {ph:tw.logic.Variable(arg, ph.type) for ph,arg in zip(self._parameters[name], args)}
-            a.command_template, a.feedback_rule = self._logic.actions[name].template, self._logic.actions[name].feedback_rule
-            a.command = None
+            a.command_template, a.feedback_rule, a.command = self._logic.actions[name].template, self._logic.actions[name].feedback_rule, None
         self._known[operator].id = id_
         return self._known[operator]
-
-    def replan(self, infos): raise A3TError('the mended engine plays and does not plan: use the stock engine (mend=False) for plans')
 
 # %% ../../nbs/11_envs.alfworld.ipynb #87b8618f
 class MendedEnv:
