@@ -18,14 +18,13 @@ from tqdm import tqdm
 from .base import TextEnv
 from .alfworld import AlfWorld, load_games, official_domain, official_grammar, reworded
 
-# %% ../../nbs/12_envs.alfsim.ipynb #5205a36e
+# %% ../../nbs/12_envs.alfsim.ipynb #5f1c30c8
 def parse_facts(
     problem:str, # PDDL problem, one fact a line
 )->dict: # predicate → set of tuples of arguments, all in lower case
     "The `:init` of a problem"
     text, facts = problem.lower(), defaultdict(set)
-    try: init = text[text.index('(:init')+6 : text.index('(:goal')]
-    except ValueError: raise A3TError('this is no PDDL problem, or it was cut short (no :init, no :goal): get the game anew') from None
+    init = text[text.index('(:init')+6 : text.index('(:goal')]
     for line in {l.strip() for l in init.split('\n')}:
         for fact in ([line[1:-1]] if line.count('(') == 1 and line[0] == '(' and line[-1] == ')' else re.findall(r'\(([^()]+)\)', line)):
             name, *args = fact.split()
@@ -130,22 +129,24 @@ def listing(
     names = [article + n for n in names]
     return ', '.join(names[:-1] + [f'and {n}' for n in names[-1:]]) if len(names) > 1 else names[0] if names else 'nothing'
 
-# %% ../../nbs/12_envs.alfsim.ipynb #be9eff17
+# %% ../../nbs/12_envs.alfsim.ipynb #ef7898ba
 class House:
-    "What never changes in a game, and its first state"
+    "What never changes in a game, and its first state; raises `A3TError` on what cannot be read or is not known"
     def __init__(self,
         problem:str, # PDDL problem
         goal:str, # the task in words
         domain:str=None, # PDDL domain; the published one by default
         grammar:str=None, # grammar with the goal in it; the published one by default
     ):
-        self.goal = goal
-        self.sinks, self.help = read_rules(domain or official_domain()), read_words(grammar or official_grammar())
-        facts = parse_facts(problem)
-        self._places(facts, demangled(facts))
-        self._things(facts)
-        self._start(facts)
-        self.wishes = [Wish(self, facts, *part) for part in parse_goal(problem)]
+        self.goal, self.sinks, self.help = goal, read_rules(domain or official_domain()), read_words(grammar or official_grammar())
+        try:
+            facts = parse_facts(problem)
+            self._places(facts, demangled(facts))
+            self._things(facts)
+            self._start(facts)
+            self.wishes = [Wish(self, facts, *part) for part in parse_goal(problem)]
+        except (KeyError, ValueError, IndexError, TypeError) as e:
+            raise A3TError(f'the problem of this game cannot be read ({type(e).__name__}: {e}): get the game anew') from e
         self.near = any(w.near for w in self.wishes) # can a walk fulfil the goal?
         self.commands, self.sights, self.answers = {}, {}, {} # what was read, told and offered before
 
@@ -499,7 +500,7 @@ def commands(self:Simulator)->list: # sorted
         res = h.keep(h.answers, key, sorted(res))
     return res
 
-# %% ../../nbs/12_envs.alfsim.ipynb #2a708570
+# %% ../../nbs/12_envs.alfsim.ipynb #e11b0026
 NOTHING = 'Nothing happens.'
 
 class AlfSim(TextEnv):
@@ -523,6 +524,7 @@ class AlfSim(TextEnv):
         if task != self.task: (self.type, self.sim), self.task = self._opened(task), task
 
     def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
         self._choose(self._task(options))
         self.n, self.raw = 0, self.sim.reset()
         return self.sim.room(), self._info(True)
@@ -586,7 +588,7 @@ def near_miss(
         lambda: command+'0', lambda: command+'.', lambda: command[:rng.randrange(len(command)+1)], lambda: rng.choice(SILLY),
         lambda: command.replace('move', 'put').replace(' to ', rng.choice((' in/on ', ' in ', ' on '))), lambda: f'put {o()} in/on {r()}'))()
 
-# %% ../../nbs/12_envs.alfsim.ipynb #5f45b02d
+# %% ../../nbs/12_envs.alfsim.ipynb #d3b7afa0
 def explored(
     rng, # `random.Random`
     admissible:list, # admissible commands
@@ -594,7 +596,7 @@ def explored(
     misses:float=.3, # share of near misses
 )->str: # a command
     "What random play says next: as often a deed as a walk, and now and then a near miss"
-    deeds = [a for a in admissible if not a.startswith(('go ', 'examine ', 'inventory', 'look'))]
+    deeds = [a for a in admissible if not a.startswith(('go ', 'inventory', 'look'))]
     command = rng.choice(deeds if deeds and rng.random() < .5 else admissible)
     return near_miss(rng, command, house) if rng.random() < misses else command
 
