@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from a3t.core import A3TError
 from a3t.envs.alfsim import AlfSim, House, Simulator, compare, near_miss, parity, parse_facts, parse_goal, read_rules, read_words
+from a3t.envs.alfgen import generate_games
 from a3t.envs.alfworld import AlfWorld, Game, Games, load_games, mini_games, official_domain, official_grammar, task_type
 from a3t.envs.base import check_environment, play
 
@@ -76,6 +77,11 @@ def test_published_games_are_told_alike():
     games = real_games()
     no_difference(parity(games, one_of_each(games, 3), episodes=1, steps=30))
 
+def test_generated_games_are_told_alike():
+    games = generate_games(seed=3, train=6, seen=0, unseen=6)
+    assert {task_type(t) for t in games} == set(AlfSim.task_types)
+    no_difference(parity(games, episodes=1, steps=30))
+
 def test_walkthroughs_of_published_games_win():
     games = real_games()
     env = AlfSim(games)
@@ -100,12 +106,14 @@ def test_parity_goes_on_where_it_stopped(tmp_path, monkeypatch):
     tasks = list(games)
     first = parity(games, tasks[:2], episodes=1, steps=5, file=file)
     file.write_text(file.read_text() + '{"task": "cut sho')
-    file.write_text(file.read_text().replace(tasks[0], 'another task') + chr(10)) # game 0 is unknown now, the last line is cut
+    file.write_text(file.read_text().replace(tasks[0], 'another task')) # game 0 is unknown now, the last line is cut
     again = parity(games, tasks, episodes=1, steps=5, file=file)
     assert played == [*tasks[:2], tasks[0], tasks[2]]
     assert (first['games'], again['games'], again['differences']) == (2, 3, 0) and again['steps'] == first['steps']*3//2
+    assert parity(games, tasks, episodes=1, steps=5, file=file)['steps'] == again['steps'] and len(played) == 4 # now all is there
     parity(games, tasks, episodes=1, steps=6, file=file) # other amounts: played anew
     assert len(played) == 7
+    with pytest.raises(A3TError, match='cannot write'): parity(games, tasks, episodes=1, steps=5, file=tmp_path/'no such folder'/'x')
 
 # ---- the simulator alone
 

@@ -31,7 +31,7 @@ def parse_facts(
             facts[name].add(tuple(args))
     return facts
 
-# %% ../../nbs/12_envs.alfsim.ipynb #729aabc1
+# %% ../../nbs/12_envs.alfsim.ipynb #4f131f17
 def _nested(tokens):
     "One expression in brackets from an iterator of tokens, as nested lists"
     res = []
@@ -52,6 +52,7 @@ def _flatten(expr, types, conditions):
         _flatten(expr[2], types, conditions)
     else: conditions.append(expr)
 
+# %% ../../nbs/12_envs.alfsim.ipynb #ef06011a
 def parse_goal(
     problem:str, # PDDL problem
 )->list: # for each part of the goal: variables with their types, list of conditions
@@ -78,7 +79,7 @@ def demangled(
         left[kinds[i]] -= 1
     return res
 
-# %% ../../nbs/12_envs.alfsim.ipynb #7992e550
+# %% ../../nbs/12_envs.alfsim.ipynb #b7587f55
 RULES, WORDS = '298adaa3c6305d95', '97946d6f26ae5012' # digests of the published rules and words, what is read left out
 
 def _digest(text): return hashlib.sha256(re.sub(r'\s+', '', text).encode()).hexdigest()[:16]
@@ -95,6 +96,7 @@ def read_rules(
         raise A3TError("the simulator does not know these rules (PDDL domain): play the game with the engine 'textworld'")
     return tuple(sinks)
 
+# %% ../../nbs/12_envs.alfsim.ipynb #4fdb07b8
 def read_words(
     grammar:str, # grammar, the goal in it
 )->str: # what `help` answers
@@ -129,7 +131,7 @@ def listing(
     names = [article + n for n in names]
     return ', '.join(names[:-1] + [f'and {n}' for n in names[-1:]]) if len(names) > 1 else names[0] if names else 'nothing'
 
-# %% ../../nbs/12_envs.alfsim.ipynb #ef7898ba
+# %% ../../nbs/12_envs.alfsim.ipynb #770a3de0
 class House:
     "What never changes in a game, and its first state; raises `A3TError` on what cannot be read or is not known"
     def __init__(self,
@@ -150,13 +152,15 @@ class House:
         self.near = any(w.near for w in self.wishes) # can a walk fulfil the goal?
         self.commands, self.sights, self.answers = {}, {}, {} # what was read, told and offered before
 
+    def __repr__(self): return f'House({len(self.receptacles)} receptacles, {len(self.objects)} objects: {self.goal})'
+
     def keep(self, table, key, value):
         "Remember an answer; start anew before the memory grows large"
         if len(table) > 5_000: table.clear()
         table[key] = value
         return value
 
-# %% ../../nbs/12_envs.alfsim.ipynb #f1466825
+# %% ../../nbs/12_envs.alfsim.ipynb #03f8e265
 @patch
 def _places(self:House, facts, names):
     "Number receptacles, objects and places; say what is where for good"
@@ -172,6 +176,7 @@ def _places(self:House, facts, names):
     gos = sorted((f'go to {n}', self.spot_of[r]) for r,n in enumerate(self.receptacles) if self.spot_of[r] >= 0)
     self.elsewhere = [[g for g,s in gos if s != l] for l in range(len(spots))]
 
+# %% ../../nbs/12_envs.alfsim.ipynb #6e4ecd97
 @patch
 def _things(self:House, facts):
     "What can be done with which thing, as bits"
@@ -195,6 +200,7 @@ def _things(self:House, facts):
     for o,v in sorted(facts['inreceptacleobject']): inner[v].append(self.objects[self.o[o]])
     self.inside_vessel = {self.o[v]:listing(names) for v,names in inner.items()}
 
+# %% ../../nbs/12_envs.alfsim.ipynb #c3b11a98
 @patch
 def _start(self:House, facts):
     "The first state"
@@ -207,7 +213,7 @@ def _start(self:House, facts):
     (_, spot), = facts['atlocation']
     self.first = self.spot[spot], held[0] if held else -1, sum(1 << self.r[r] for r, in facts['opened']), at, 0, *flags, *inside
 
-# %% ../../nbs/12_envs.alfsim.ipynb #b050f0c3
+# %% ../../nbs/12_envs.alfsim.ipynb #19d253db
 class Wish:
     "One part of a goal, ready to be checked"
     def __init__(self,
@@ -233,22 +239,24 @@ class Wish:
         self.lying = [x for v,x in self.objects.items() if v not in self.held]
         self.held = [self.objects[v] for v in self.held]
 
-    def met(self,
-        s, # a `Simulator`
-    )->bool: # is this part of the goal true?
-        "Check one part of the goal"
-        def fit(mask, flags):
-            for f in flags: mask &= s.flags[f]
-            return mask
-        if any(s.held < 0 or not fit(*x) >> s.held & 1 for x in self.held): return False
-        if not self.lying: return True
-        lying, everything = [fit(*x) for x in self.lying], 0
-        for m in lying: everything |= m
-        for r in self.receptacles:
-            inside = s.inside[r]
-            if not inside & everything or self.near and self.spots[r] != s.loc: continue
-            if all(inside & m for m in lying) and not (self.distinct and (inside & everything).bit_count() < 2): return True
-        return False
+# %% ../../nbs/12_envs.alfsim.ipynb #dd98cca4
+@patch
+def met(self:Wish,
+    s, # a `Simulator`
+)->bool: # is this part of the goal true?
+    "Check one part of the goal"
+    def fit(mask, flags):
+        for f in flags: mask &= s.flags[f]
+        return mask
+    if any(s.held < 0 or not fit(*x) >> s.held & 1 for x in self.held): return False
+    if not self.lying: return True
+    lying, everything = [fit(*x) for x in self.lying], 0
+    for m in lying: everything |= m
+    for r in self.receptacles:
+        inside = s.inside[r]
+        if not inside & everything or self.near and self.spots[r] != s.loc: continue
+        if all(inside & m for m in lying) and not (self.distinct and (inside & everything).bit_count() < 2): return True
+    return False
 
 # %% ../../nbs/12_envs.alfsim.ipynb #7aba487e
 class Simulator:
@@ -285,7 +293,7 @@ class Simulator:
         self.restore(self.house.first)
         return f'-= Welcome to TextWorld, ALFRED! =-\n\n{self.room()}\n\nYour task is to: {self.house.goal}'
 
-# %% ../../nbs/12_envs.alfsim.ipynb #e4f6d90b
+# %% ../../nbs/12_envs.alfsim.ipynb #312ca177
 @patch
 def _see(self:Simulator, r):
     "What there is to see at a receptacle"
@@ -305,6 +313,7 @@ def room(self:Simulator)->str: # the first thing that is told
     names = [n for r,n in enumerate(self.house.receptacles) if self.house.spot_of[r] >= 0]
     return f'You are in the middle of a room. Looking quickly around you, you see {listing(names)}.'
 
+# %% ../../nbs/12_envs.alfsim.ipynb #111977eb
 @patch
 def _look(self:Simulator, *_):
     h, here = self.house, self.house.here[self.loc]
@@ -323,7 +332,7 @@ def _inventory(self:Simulator, *_):
 @patch
 def _help(self:Simulator, *_): return self.house.help
 
-# %% ../../nbs/12_envs.alfsim.ipynb #f2f43137
+# %% ../../nbs/12_envs.alfsim.ipynb #8b17b976
 @patch
 def _reach(self:Simulator, r):
     "Is the receptacle here, and not shut?"
@@ -343,6 +352,7 @@ def _open(self:Simulator, r, _):
     self.opened |= 1 << r
     return f'You open the {h.receptacles[r]}. {self._see(r)}'
 
+# %% ../../nbs/12_envs.alfsim.ipynb #a951b52e
 @patch
 def _close(self:Simulator, r, _):
     h = self.house
@@ -360,6 +370,7 @@ def _take(self:Simulator, o, r):
     self.left |= 1 << o*len(h.r) + r
     return f'You pick up the {h.objects[o]} from the {h.receptacles[r]}.'
 
+# %% ../../nbs/12_envs.alfsim.ipynb #6f4aacff
 @patch
 def _move(self:Simulator, o, r):
     h = self.house
@@ -386,7 +397,7 @@ Simulator._clean = _treat('clean', 'cleanable', 'sink', CLEAN)
 Simulator._heat = _treat('heat', 'heatable', 'microwave', HOT, COOL)
 Simulator._cool = _treat('cool', 'coolable', 'fridge', COOL, HOT)
 
-# %% ../../nbs/12_envs.alfsim.ipynb #4faf46cc
+# %% ../../nbs/12_envs.alfsim.ipynb #17279021
 @patch
 def _use(self:Simulator, o, _):
     h = self.house
@@ -407,6 +418,7 @@ def _slice(self:Simulator, o, knife):
 def _examine_receptacle(self:Simulator, r, _):
     if self.house.spot_of[r] == self.loc: return self._see(r)
 
+# %% ../../nbs/12_envs.alfsim.ipynb #785e00a9
 @patch
 def _examine(self:Simulator, o, _):
     if self.held != o: return
@@ -421,7 +433,7 @@ def _examine(self:Simulator, o, _):
     if sliced and h.sliceable >> o & 1: return f'This is a sliced {n}.'
     return f"There's nothing special about {n}."
 
-# %% ../../nbs/12_envs.alfsim.ipynb #6eb9e926
+# %% ../../nbs/12_envs.alfsim.ipynb #f6f585ad
 _ALONE = dict(look=Simulator._look, inventory=Simulator._inventory, help=Simulator._help)
 _ONE = dict(open=('r', Simulator._open), close=('r', Simulator._close), use=('o', Simulator._use))
 _TWO = dict(take=(' from ', 'o', 'r', Simulator._take), move=(' to ', 'o', 'r', Simulator._move), heat=(' with ', 'o', 'r', Simulator._heat),
@@ -446,6 +458,7 @@ def read(self:House,
     if verb == 'examine' and kind: return Simulator._examine_receptacle if kind == 'r' else Simulator._examine, x, 0
     return (_ONE[verb][1], x, 0) if verb in _ONE and _ONE[verb][0] == kind else _NOTHING
 
+# %% ../../nbs/12_envs.alfsim.ipynb #d830107f
 @patch
 def step(self:Simulator,
     command:str, # what the agent says
@@ -461,7 +474,7 @@ def step(self:Simulator,
     if self.changed: self.won = self._won()
     return 'Nothing happens.' if text is None else text
 
-# %% ../../nbs/12_envs.alfsim.ipynb #d4b472bc
+# %% ../../nbs/12_envs.alfsim.ipynb #8d09e4ca
 @patch
 def _situation(self:Simulator):
     "All that the admissible commands depend on"
@@ -486,6 +499,7 @@ def _at_receptacle(self:Simulator, r):
         for verb, can, where in (('clean', h.cleanable, h.sink), ('heat', h.heatable, h.microwave), ('cool', h.coolable, h.fridge)):
             if can >> o & 1 and where >> r & 1: yield f'{verb} {h.objects[o]} with {n}'
 
+# %% ../../nbs/12_envs.alfsim.ipynb #97dbf524
 @patch
 def commands(self:Simulator)->list: # sorted
     "The admissible commands"
@@ -500,9 +514,10 @@ def commands(self:Simulator)->list: # sorted
         res = h.keep(h.answers, key, sorted(res))
     return res
 
-# %% ../../nbs/12_envs.alfsim.ipynb #e11b0026
+# %% ../../nbs/12_envs.alfsim.ipynb #4f705416
 NOTHING = 'Nothing happens.'
 
+# %% ../../nbs/12_envs.alfsim.ipynb #069ee6ee
 class AlfSim(TextEnv):
     "AlfWorld's games on the simulator: `AlfWorld`, but quick, and its states can be saved"
     instruction, exemplar, task_types, splits = AlfWorld.instruction, AlfWorld.exemplar, AlfWorld.task_types, AlfWorld.splits
@@ -634,22 +649,31 @@ def compare(
         if not e and not d and walk[:-3] and not b[-1]['won']: differences.append(dict(task=task, episode=0, commands=said, difference=dict(error='the walkthrough does not win')))
     return dict(task=task, steps=count, differences=differences)
 
-# %% ../../nbs/12_envs.alfsim.ipynb #69adeeb5
+# %% ../../nbs/12_envs.alfsim.ipynb #55f19f0a
 def _done(file):
     "Lines of an earlier `parity` by what they are about; what cannot be read is played again"
     res = {}
-    for line in Path(file).read_text().splitlines() if file and Path(file).exists() else ():
+    for line in Path(file).read_text(errors='replace').splitlines() if file and Path(file).exists() else ():
         try:
             d = json.loads(line)
             res[d['task'], d['about']] = d
         except (ValueError, KeyError, TypeError): pass
     return res
 
+def _append(file, d):
+    "Add a line, on a line of its own even where the last one was cut short"
+    try:
+        with open(file, 'a+b') as f:
+            cut = f.tell() and f.seek(-1, 2) is not None and f.read() != b'\n'
+            f.write(b'\n'*bool(cut) + json.dumps(d).encode() + b'\n')
+    except OSError as e: raise A3TError(f'cannot write {file}: {e.strerror or e}; mend that and start again: finished games are kept') from e
+
 def _compared(real, sim, task, *args):
     "`compare`, with errors of the two engines as differences"
     try: return compare(real, sim, task, *args)
     except A3TError as e: return dict(task=task, steps=0, differences=[dict(task=task, episode=0, commands=[], difference=dict(error=str(e)))])
 
+# %% ../../nbs/12_envs.alfsim.ipynb #edcfbd49
 def parity(
     games, # `Games`, or a source that `load_games` takes
     tasks=None, # task ids; all by default
@@ -667,8 +691,7 @@ def parity(
         about = f'{real.games[task].hash[:16]} {episodes}x{steps} seed {seed}'
         if (d := done.get((task, about))) is None:
             d = dict(about=about, **_compared(real, sim, task, episodes, steps, seed))
-            if file:
-                with open(file, 'a') as f: f.write(json.dumps(d, ensure_ascii=False) + '\n')
+            if file: _append(file, d)
         res.append(d)
     found = [x for d in res for x in d['differences']]
     return dict(games=len(res), steps=sum(d['steps'] for d in res), differences=len(found), first=found[:5], seconds=round(time.perf_counter()-start, 1))
