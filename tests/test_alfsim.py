@@ -155,6 +155,8 @@ def test_unknown_rules_words_and_goals_are_refused():
     with pytest.raises(A3TError, match='rules'): House(game.problem, game.goal, game.domain.replace('(not (holdsAny ?a))', ''), game.grammar)
     with pytest.raises(A3TError, match='words'): House(game.problem, game.goal, game.domain, game.grammar.replace('You open the', 'You unlock the'))
     with pytest.raises(A3TError, match='issleepy'): House(game.problem.replace('isClean', 'isSleepy'), game.goal)
+    with pytest.raises(A3TError, match='form'): House(game.problem.replace('(inReceptacle ?o ?r)', ''), game.goal)
+    with pytest.raises(A3TError, match='two places'): House(game.problem.replace('(:init', '(:init\n(receptacleAtLocation Cabinet_bar_x loc_bar_0)\n(receptacleAtLocation Cabinet_bar_x loc_bar_1)'), game.goal)
     for n in (0, 100, len(game.problem)//2, len(game.problem)-80):
         with pytest.raises(A3TError): House(game.problem[:n], game.goal)
 

@@ -160,7 +160,7 @@ class House:
         table[key] = value
         return value
 
-# %% ../../nbs/12_envs.alfsim.ipynb #03f8e265
+# %% ../../nbs/12_envs.alfsim.ipynb #c831e746
 @patch
 def _places(self:House, facts, names):
     "Number receptacles, objects and places; say what is where for good"
@@ -172,6 +172,7 @@ def _places(self:House, facts, names):
     self.number = {n:('r', i) for i,n in enumerate(self.receptacles)} | {n:('o', i) for i,n in enumerate(self.objects)}
     self.spot_of = [-1]*len(receptacles)
     for r,l in facts['receptacleatlocation']: self.spot_of[self.r[r]] = self.spot[l]
+    if len(facts['receptacleatlocation']) > len({r for r,_ in facts['receptacleatlocation']}): raise A3TError("a receptacle of this game is in two places: play it with the engine 'textworld'")
     self.here = [[r for r,s in enumerate(self.spot_of) if s == l] for l in range(len(spots))]
     gos = sorted((f'go to {n}', self.spot_of[r]) for r,n in enumerate(self.receptacles) if self.spot_of[r] >= 0)
     self.elsewhere = [[g for g,s in gos if s != l] for l in range(len(spots))]
@@ -213,7 +214,7 @@ def _start(self:House, facts):
     (_, spot), = facts['atlocation']
     self.first = self.spot[spot], held[0] if held else -1, sum(1 << self.r[r] for r, in facts['opened']), at, 0, *flags, *inside
 
-# %% ../../nbs/12_envs.alfsim.ipynb #19d253db
+# %% ../../nbs/12_envs.alfsim.ipynb #a901e16b
 class Wish:
     "One part of a goal, ready to be checked"
     def __init__(self,
@@ -237,6 +238,9 @@ class Wish:
         self.receptacles = sorted(house.r[r] for r in self.receptacles)
         self.spots, self.objects = house.spot_of, {v:(mask, tuple(flags)) for v,(mask, flags) in self.objects.items()}
         self.lying = [x for v,x in self.objects.items() if v not in self.held]
+        places = [c[1:] for c in conditions if c[0] == 'inreceptacle']
+        if {o for o,_ in places} | self.held != set(self.objects) or len({r for _,r in places}) > 1 or len(self.lying) > 2:
+            raise A3TError("the simulator does not know goals of this form: play the game with the engine 'textworld'")
         self.held = [self.objects[v] for v in self.held]
 
 # %% ../../nbs/12_envs.alfsim.ipynb #dd98cca4
