@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['binarise', 'policy_gradient', 'term_weights', 'three_terms', 'normalised', 'floored', 'check_loss']
 
-# %% ../nbs/41_losses.ipynb #2eda49e7
+# %% ../nbs/41_losses.ipynb #b747db5b
 import math
+from collections import Counter
 import torch
 from .core import A3TError
 
@@ -28,21 +29,24 @@ def policy_gradient(
     "Equation 1 of the paper: mean of R(τ) · log p(τ)"
     return (rewards*logp).mean()
 
-# %% ../nbs/41_losses.ipynb #98dfde1a
+# %% ../nbs/41_losses.ipynb #5ebebb17
 def term_weights(
     won, # is it a success? [M] bool
     groups, # its task, any hashable [M]
-    failure_reward=-1., # R_f, one number
+    failure_reward=-1., # R_f: one number, or one for each trajectory [M] (those of successes are not used)
 )->torch.Tensor: # [M, 3]: weight in imitation, both, contrast; a row sums to R(τ)
     "The weight of each trajectory in the three terms of equation 2"
     won = [bool(w) for w in won]
     if len(won) != len(groups): raise A3TError(f'{len(won)} labels for {len(groups)} trajectories: there must be one for each')
-    K, F = ({g:0 for g in groups} for _ in range(2))
-    for w,g in zip(won, groups): (K if w else F)[g] += 1
-    plus, minus, res = (1+failure_reward)/2, (1-failure_reward)/2, []
-    for w,g in zip(won, groups):
-        if w: res.append([(K[g]-F[g])/K[g], F[g]*plus/K[g], F[g]*minus/K[g]])
-        else: res.append([0., plus, -minus])
+    rf = failure_reward if hasattr(failure_reward, '__len__') else [failure_reward]*len(won)
+    lost, res = {g:[] for g in groups}, []
+    for w,g,r in zip(won, groups, rf):
+        if not w: lost[g].append(r)
+    K = Counter(g for w,g in zip(won, groups) if w)
+    for w,g,r in zip(won, groups, rf):
+        k, f = K[g], lost[g]
+        if w: res.append([(k-len(f))/k, sum(1+x for x in f)/(2*k), sum(1-x for x in f)/(2*k)])
+        else: res.append([0., (1+r)/2, -(1-r)/2])
     return torch.tensor(res).reshape(-1, 3)
 
 # %% ../nbs/41_losses.ipynb #2a1a452b

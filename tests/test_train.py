@@ -1,0 +1,246 @@
+import math, os, signal, subprocess, sys, time
+from dataclasses import replace
+from pathlib import Path
+import pytest, torch
+from safetensors.torch import load_file
+from a3t.core import A3TError, file_hash
+from a3t.data import make_rows
+from a3t.envs.base import ToyHouse
+from a3t.losses import term_weights
+from a3t.models.local import load_model, quiet, tiny_model
+from a3t.train import (Batches, StepLog, average_adapters, checkpoints, lora, micro_batches, read_log, rows_loss, token_logprobs, train, unpack_4bit)
+
+torch.set_num_threads(1)
+WON = ToyHouse.exemplar
+LOST = replace(WON, won=False, reward=0., steps=(replace(WON.steps[0], action='go to shelf', observation='At the shelf you see a mug.'),))
+OTHER = replace(WON, task='other', goal='another one', steps=WON.steps[:3])
+FAST = dict(epochs=3, learning_rate=1e-2, batch_size=2, lora_rank=4, target_modules='all-linear')
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory): return tiny_model(tmp_path_factory.mktemp('m')/'tiny')
+
+@pytest.fixture(scope='module')
+def nf4(folder): return load_model(folder, 'nf4', 'cpu', torch.float32)
+
+@pytest.fixture(scope='module')
+def rows(nf4): return make_rows(nf4[1], [WON, replace(WON, steps=WON.steps[1:]), LOST, OTHER])[0]
+
+def terms_of(rows): return term_weights([r.won for r in rows], [r.task for r in rows])
+
+def gradients(model, rows, divisor, together, micro=None):
+    "LoRA gradients of equation 1, rows together or one after another"
+    m = lora(model, 4, seed=1)
+    for k,p in m.named_parameters():
+        if 'lora_B' in k: torch.nn.init.normal_(p, std=.1, generator=torch.Generator().manual_seed(len(k)))
+    m.train(); unpack_4bit(m)
+    terms = terms_of(rows)
+    for part in ([list(range(len(rows)))] if together else [[i] for i in range(len(rows))]):
+        sub = [rows[i] for i in part]
+        with quiet(): loss, _ = rows_loss(*token_logprobs(m.get_base_model(), sub), sub, terms[part], divisor)
+        loss.backward()
+    res = {k:p.grad.clone() for k,p in m.named_parameters() if p.grad is not None}
+    m.unload(); model.eval()
+    return res
+
+def test_batch_gradient_is_the_sum_of_rows(nf4, rows):
+    a, b = gradients(nf4[0], rows, len(rows), True), gradients(nf4[0], rows, len(rows), False)
+    assert len(a) == 8 and any(g.abs().max() > 1e-4 for g in a.values())
+    for k in a: torch.testing.assert_close(a[k], b[k], atol=2e-6, rtol=1e-3)
+
+def test_gradient_equals_plain_transformers(folder, rows):
+    "The short way (no mask, loss logits only) against labels, masks and all logits; for one row"
+    model, _ = load_model(folder, device='cpu', dtype=torch.float32)
+    r = [rows[0]]
+    a = gradients(model, r, 1, True)
+    m = lora(model, 4, seed=1)
+    for k,p in m.named_parameters():
+        if 'lora_B' in k: torch.nn.init.normal_(p, std=.1, generator=torch.Generator().manual_seed(len(k)))
+    m.train()
+    ids = torch.tensor([r[0].input_ids])
+    labels = torch.where(torch.tensor([r[0].loss_mask]), ids, -100)
+    m(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss.backward() # the mean over tokens
+    for k,p in m.named_parameters():
+        if p.grad is not None: torch.testing.assert_close(p.grad, a[k], atol=2e-6, rtol=1e-3)
+
+def test_gradient_through_nf4(folder, rows):
+    "4-bit weights pass the gradient that their dequantised values pass, also after the model has acted in eval mode"
+    from bitsandbytes.functional import dequantize_4bit
+    model, _ = load_model(folder, 'nf4', 'cpu', torch.float32)
+    plain, _ = load_model(folder, device='cpu', dtype=torch.float32)
+    for k,m in plain.named_modules():
+        q = model.get_submodule(k)
+        if type(q).__name__ == 'Linear4bit': m.weight.data = dequantize_4bit(q.weight.data, q.weight.quant_state).float()
+    want = gradients(plain, rows, 1, True)
+    for acted in (False, True):
+        if acted:
+            with torch.no_grad(), quiet(): model.eval()(torch.tensor([rows[0].input_ids]))
+        got = gradients(model, rows, 1, True)
+        assert got.keys() == want.keys()
+        for k in want: torch.testing.assert_close(got[k], want[k], atol=(2e-2 if acted else 1e-6)*want[k].abs().max().item(), rtol=0)
+
+def test_loss_falls_and_model_is_untouched(nf4, rows, tmp_path):
+    model, tok = nf4
+    ids = torch.tensor([rows[0].input_ids])
+    with torch.no_grad(), quiet(): before = model(ids).logits
+    names = [n for n,_ in model.named_modules()]
+    res = train(model, tok, rows, tmp_path, **FAST | dict(epochs=12))
+    with torch.no_grad(), quiet(): after = model(ids).logits
+    assert torch.equal(before, after) and names == [n for n,_ in model.named_modules()] and not model.training
+    assert res['loss_last'] < res['loss_first'] - .5 and res['steps'] == 24 and res['trajectories'] == 4 and res['failed'] == 1
+    log = read_log(tmp_path/'train.jsonl')
+    assert [l['step'] for l in log] == list(range(1, 25))
+    assert all(l.keys() >= {'step','loss','imitation','contrast','tokens','seconds','learning_rate'} for l in log)
+    assert all(abs(l['loss']+l['imitation']+l['contrast']) < 1e-4 for l in log)       # R_f = -1: the middle term is zero
+    assert res['tokens'] == 12*sum(map(len, rows)) and res['parameters'] > 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['adapter', 'train.json', 'train.jsonl', 'training.json']
+    # PEFT reads the adapter, and it does what the log says
+    from peft import PeftModel
+    m = PeftModel.from_pretrained(model, tmp_path/'adapter')
+    with torch.no_grad(), quiet(): logp, which = token_logprobs(m.get_base_model(), rows)
+    m.unload()
+    with torch.no_grad(), quiet(): base, _ = token_logprobs(model, rows)
+    assert logp[which == 0].mean() > base[which == 0].mean() + .5
+
+class Killed(BaseException): pass
+
+def kill_at(monkeypatch, step):
+    was = StepLog.on_step_end
+    def on_step_end(self, args, state, control, **kw):
+        was(self, args, state, control, **kw)
+        if state.global_step == step: raise Killed
+    monkeypatch.setattr(StepLog, 'on_step_end', on_step_end)
+
+@pytest.mark.parametrize('step,dropout', [(1, 0.), (3, 0.), (5, .2)])
+def test_resume_is_identical(nf4, rows, tmp_path, monkeypatch, step, dropout):
+    kw = FAST | dict(lora_dropout=dropout)
+    whole = train(*nf4, rows, tmp_path/'a', **kw)
+    kill_at(monkeypatch, step)
+    with pytest.raises(Killed): train(*nf4, rows, tmp_path/'b', **kw)
+    monkeypatch.undo()
+    half = tmp_path/'b'/'checkpoints'/'checkpoint-99'           # what a kill in mid-save leaves
+    half.mkdir(parents=True); (half/'adapter_model.safetensors').write_bytes(b'half')
+    with open(tmp_path/'b'/'train.jsonl', 'a') as f: f.write('{"step": 7, "lo')
+    again = train(*nf4, rows, tmp_path/'b', **kw)
+    strip = lambda d: {k:v for k,v in d.items() if k not in ('seconds', 'adapter')}
+    assert strip(again) == strip(whole) and file_hash(tmp_path/'a'/'adapter') == file_hash(tmp_path/'b'/'adapter')
+    assert [strip(l) for l in read_log(tmp_path/'a'/'train.jsonl')] == [strip(l) for l in read_log(tmp_path/'b'/'train.jsonl')]
+    assert train(*nf4, rows, tmp_path/'b', **kw) == again         # ended: nothing is done again
+
+def test_killed_after_the_last_step(nf4, rows, tmp_path, monkeypatch):
+    whole = train(*nf4, rows, tmp_path/'a', **FAST)
+    monkeypatch.setattr('a3t.train.save_adapter', lambda *a: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed): train(*nf4, rows, tmp_path/'b', **FAST)
+    monkeypatch.undo()
+    assert train(*nf4, rows, tmp_path/'b', **FAST)['adapter_hash'] == whole['adapter_hash']
+
+SCRIPT = '''
+import sys, torch
+from dataclasses import replace
+torch.set_num_threads(1)
+from a3t.data import make_rows
+from a3t.envs.base import ToyHouse
+from a3t.models.local import load_model
+from a3t.train import train
+model, tok = load_model(sys.argv[1], device='cpu', dtype=torch.float32)
+won = ToyHouse.exemplar
+rows, _ = make_rows(tok, [won, replace(won, steps=won.steps[1:]), replace(won, won=False, steps=won.steps[:1])])
+print(train(model, tok, rows, sys.argv[2], epochs=int(sys.argv[3]), batch_size=1, lora_rank=4, learning_rate=1e-3)['adapter_hash'])
+'''
+
+def test_sigkill_and_other_process(folder, tmp_path, monkeypatch, capsys):
+    "A process that is really killed; the same bytes come from another process"
+    env = dict(os.environ, PYTHONPATH=str(Path(__file__).parent.parent), OMP_NUM_THREADS='1')
+    command = lambda d: [sys.executable, '-c', SCRIPT, folder, str(tmp_path/d), '20']
+    p = subprocess.Popen(command('b'), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path/'b'/'train.jsonl'
+    while p.poll() is None and not (log.exists() and len(read_log(log)) > 10): time.sleep(.02)
+    assert p.poll() is None, 'it ended before it could be killed'
+    p.send_signal(signal.SIGKILL); p.wait()
+    assert not (tmp_path/'b'/'adapter').exists() and 10 < len(read_log(log)) < 60
+    b = subprocess.run(command('b'), env=env, capture_output=True, text=True, check=True).stdout.strip()
+    monkeypatch.setattr(sys, 'argv', ['script', *command('a')[3:]])
+    exec(SCRIPT, {}) # uninterrupted, in this process
+    assert capsys.readouterr().out.strip() == b and len(b) == 64
+
+def test_other_training_is_refused(nf4, rows, tmp_path):
+    train(*nf4, rows, tmp_path, **FAST | dict(epochs=1))
+    for change in (dict(epochs=2), dict(learning_rate=1e-3), dict(seed=1)):
+        with pytest.raises(A3TError, match='other trajectories or settings'): train(*nf4, rows, tmp_path, **FAST | dict(epochs=1) | change)
+    with pytest.raises(A3TError, match='other trajectories'): train(*nf4, rows[:2], tmp_path, **FAST | dict(epochs=1))
+
+def test_seed_counts(nf4, rows, tmp_path):
+    h = [train(*nf4, rows, tmp_path/str(i), **FAST | dict(epochs=1, seed=s))['adapter_hash'] for i,s in enumerate((0, 0, 1))]
+    assert h[0] == h[1] != h[2]
+
+def test_average(nf4, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr('a3t.train.shutil.rmtree', lambda *a, **k: None)
+    train(*nf4, rows, tmp_path, **FAST)
+    states = [load_file(c/'adapter_model.safetensors') for c in checkpoints(tmp_path/'checkpoints')]
+    got = load_file(tmp_path/'adapter'/'adapter_model.safetensors')
+    assert len(states) == 3 and got.keys() == states[0].keys()
+    for k in got: torch.testing.assert_close(got[k], sum(s[k] for s in states)/3)
+    assert any(not torch.equal(got[k], states[-1][k]) for k in got)
+    last = average_adapters(checkpoints(tmp_path/'checkpoints')[-1:])
+    assert all(torch.equal(last[k], states[-1][k]) for k in last)
+
+def test_goes_on_from_an_adapter(nf4, rows, tmp_path):
+    first = train(*nf4, rows, tmp_path/'a', **FAST | dict(average=1))
+    second = train(*nf4, rows, tmp_path/'b', **FAST | dict(epochs=1, learning_rate=1e-3), adapter=first['adapter'])
+    assert second['parameters'] == first['parameters'] and second['loss_first'] < first['loss_first']
+
+@pytest.mark.parametrize('kw,word', [(dict(learning_rate=1e30, max_grad_norm=1e30, target_modules='all-linear'), 'learning_rate'),
+                                     (dict(contrast_floor=0., epochs=60, schedule='constant'), 'contrast_floor')])
+def test_guards(nf4, rows, tmp_path, kw, word):
+    with pytest.raises(A3TError, match=word): train(*nf4, [rows[0], rows[2]], tmp_path, **FAST | dict(learning_rate=2e-2) | kw)
+    assert not (tmp_path/'adapter').exists() and read_log(tmp_path/'train.jsonl')
+    assert not any('lora' in n for n,_ in nf4[0].named_modules())
+
+def test_bad_input(nf4, rows, tmp_path):
+    with pytest.raises(A3TError, match='empty'): train(*nf4, [], tmp_path/'a')
+    with pytest.raises(A3TError, match='target_modules'): train(*nf4, rows, tmp_path/'b', target_modules=('nothing',))
+    with pytest.raises(A3TError, match='normalise'): train(*nf4, rows, tmp_path/'c', normalise='words')
+    (tmp_path/'file').write_text('')
+    with pytest.raises(A3TError, match='cannot'): train(*nf4, rows, tmp_path/'file'/'d')
+
+def test_disk_full_in_a_checkpoint(nf4, rows, tmp_path, monkeypatch):
+    def full(*a, **k): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('a3t.train.PolicyTrainer._save_checkpoint', full)
+    with pytest.raises(A3TError, match='No space left'): train(*nf4, rows, tmp_path, **FAST)
+
+@pytest.mark.parametrize('kw', [dict(layers=1), dict(gradient_checkpointing=True), dict(micro_tokens=5000), dict(normalise='none')])
+def test_variants(nf4, rows, tmp_path, kw):
+    a, b = (train(*nf4, rows, tmp_path/str(i), **FAST | dict(epochs=1, average=1) | k) for i,k in enumerate(({}, kw)))
+    assert math.isfinite(b['loss_last'])
+    if 'layers' in kw:
+        keys = load_file(tmp_path/'1'/'adapter'/'adapter_model.safetensors').keys()
+        assert keys and all('layers.1.' in k for k in keys) and b['parameters'] == a['parameters']/2
+    elif kw.get('normalise') != 'none':  # how it is computed must not change what is computed
+        x, y = (load_file(tmp_path/d/'adapter'/'adapter_model.safetensors') for d in '01')
+        for k in x: torch.testing.assert_close(x[k], y[k], atol=2e-3, rtol=1e-2)
+
+def test_bf16(folder, rows, tmp_path):
+    model, tok = load_model(folder, device='cpu', dtype=torch.bfloat16)
+    res = train(model, tok, rows, tmp_path, **FAST | dict(epochs=8))
+    state = load_file(tmp_path/'adapter'/'adapter_model.safetensors')
+    assert all(v.dtype == torch.float32 for v in state.values()) and res['loss_last'] < res['loss_first']
+
+def test_no_gradient_below_the_first_adapted_layer(nf4, rows):
+    m = lora(nf4[0], 4, layers=1)
+    m.train(); unpack_4bit(m)
+    seen = []
+    hook = m.get_base_model().get_decoder().layers[0].register_forward_hook(lambda mod, i, o: seen.append((o[0] if isinstance(o, tuple) else o).requires_grad))
+    with quiet(): token_logprobs(m.get_base_model(), rows[:1])
+    hook.remove(); m.unload(); nf4[0].eval()
+    assert seen == [False]
+
+def test_batches():
+    lengths = [5, 90, 7, 20, 33, 8, 1]
+    b = Batches(lengths, 3, seed=3)
+    first = list(b)
+    assert len(b) == 3 and sorted(i for x in first for i in x) == list(range(7)) and 1 in first[0]
+    assert max(map(len, first)) - min(map(len, first)) <= 1 and list(b) == first
+    b.set_epoch(1)
+    assert list(b) != first and sorted(i for x in b for i in x) == list(range(7))
+    parts = micro_batches([([0]*n, i) for i,n in enumerate(lengths)], 40)
+    assert sorted(i for p in parts for _,i in p) == list(range(7))
+    assert all(len(p) == 1 or len(p)*max(len(r) for r,_ in p) <= 40 for p in parts)
