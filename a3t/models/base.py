@@ -138,7 +138,7 @@ async def _gather(coros, progress, limit):
         bar.close()
     return res
 
-# %% ../../nbs/20_models.base.ipynb #daa06b89
+# %% ../../nbs/20_models.base.ipynb #dc78a726
 def gather(
     coros, # coroutines, e.g. episodes
     progress:str=None, # label of the progress bar; none by default
@@ -151,20 +151,18 @@ def gather(
 
 def _in_thread(coro):
     "Run a coroutine in an event loop of its own, beside the one that is running here"
-    loop, box = asyncio.new_event_loop(), {}
-    task = loop.create_task(coro)
+    box = {}
+    async def main():
+        box['loop'], box['task'] = asyncio.get_running_loop(), asyncio.current_task()
+        return await coro
     def work():
-        asyncio.set_event_loop(loop)
-        try: box['value'] = loop.run_until_complete(task)
+        try: box['value'] = asyncio.run(main())
         except BaseException as e: box['error'] = e
-        finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
     t = threading.Thread(target=work, daemon=True)
     t.start()
     try: t.join()
     except KeyboardInterrupt:
-        loop.call_soon_threadsafe(task.cancel)
+        box['loop'].call_soon_threadsafe(box['task'].cancel)
         t.join()
         raise
     if 'error' in box: raise box['error']

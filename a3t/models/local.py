@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['data_folder', 'quiet', 'find_gguf', 'convert_gguf', 'native_bf16', 'best_dtype', 'model_folder', 'load_model',
-           'tiny_model', 'SlotCache', 'Part', 'Packed', 'part_mask', 'single_mask', 'attend', 'attend_singles',
-           'slot_attention', 'attention', 'forward', 'pick_tokens', 'Request', 'Tree', 'Slots', 'Engine', 'LocalModel']
+           'tiny_model', 'SlotCache', 'Part', 'Packed', 'part_mask', 'single_mask', 'attend', 'as_bias',
+           'attend_singles', 'slot_attention', 'attention', 'forward', 'pick_tokens', 'Request', 'Tree', 'Slots',
+           'Engine', 'LocalModel']
 
-# %% ../../nbs/21_models.local.ipynb #2fd9d1a9
-import asyncio, contextlib, copy, importlib.util, logging, os, random, shutil, tempfile, time
+# %% ../../nbs/21_models.local.ipynb #0bf7539e
+import asyncio, contextlib, copy, importlib.util, logging, os, random, shutil, tempfile, time, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
 import numpy as np, torch
+from safetensors import SafetensorError
 from fastcore.basics import patch
 from ..core import A3TError, file_hash
 from .base import Completion, LanguageModel, cut_at_stop, decode_after, encode_segments, toy_tokenizer
 
-# %% ../../nbs/21_models.local.ipynb #4cd650f1
+# %% ../../nbs/21_models.local.ipynb #d58e90f7
 def data_folder(
 )->Path: # `$A3T_DATA`, or `data` of the project around the current folder, or `data` right here
     "Where models and games lie"
@@ -32,7 +34,10 @@ def quiet():
     bnb, was = logging.getLogger('bitsandbytes'), hf.is_progress_bar_enabled()
     level, bnb_level = hf.get_verbosity(), bnb.level
     hf.disable_progress_bar(); hf.set_verbosity_error(); bnb.setLevel(logging.ERROR)
-    try: yield
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='Already found a `peft_config`')
+            yield
     finally:
         hf.set_verbosity(level); bnb.setLevel(bnb_level)
         if was: hf.enable_progress_bar()
@@ -79,7 +84,7 @@ def best_dtype(
     "The number format in which a device is fastest"
     return torch.bfloat16 if torch.device(device).type != 'cpu' or native_bf16() else torch.float32
 
-# %% ../../nbs/21_models.local.ipynb #1f287f61
+# %% ../../nbs/21_models.local.ipynb #c10aad7e
 def model_folder(
     name:str, # 'smollm2-135m', a local folder, or a hub id
     models=None, # where converted models lie; `data_folder()/'models'` by default
@@ -87,9 +92,13 @@ def model_folder(
     "Where the weights of a model are; converts the embedded one at its first use"
     if name != 'smollm2-135m': return str(name)
     folder = Path(models or data_folder()/'models')/name
-    if not (folder/'config.json').exists(): convert_gguf(find_gguf(), folder)
+    if not (folder/'config.json').exists():
+        gguf = find_gguf()
+        try: convert_gguf(gguf, folder)
+        except Exception as e: raise A3TError(f'the weights of {name} could not be converted into {folder} (is there 1 GB of room? is {gguf.name} whole?): {e}') from e
     return str(folder)
 
+# %% ../../nbs/21_models.local.ipynb #0f331202
 @quiet()
 def load_model(
     name:str='smollm2-135m', # 'smollm2-135m', a local folder, or a hub id
@@ -110,7 +119,7 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **local)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={'':device}, **local, **kw)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, SafetensorError) as e:
         raise A3TError(f"no model {name!r}: give 'smollm2-135m', a folder with config.json, weights and tokenizer, "
                        f"or a hub id and a network ({str(e).splitlines()[0][:150]})") from e
     return model.eval(), tokenizer
@@ -235,20 +244,30 @@ def single_mask(
     mask = at <= starts[:,None]
     return mask if window is None else mask & (at > starts[:,None] - window)
 
-# %% ../../nbs/21_models.local.ipynb #233c2164
+# %% ../../nbs/21_models.local.ipynb #571c1b11
 def attend(
-    query, # (rows, key-value heads, queries, head size)
+    query, # (rows, key-value heads, query heads of each, queries, head size)
     key, value, # (rows, key-value heads, tokens, head size)
-    mask, # bool (rows or 1, 1, queries, tokens)
+    bias, # 0 where a query sees a token, very negative elsewhere: (rows or 1, queries, tokens)
     scale:float, # what the products are multiplied with
-)->torch.Tensor: # (rows, key-value heads, queries, head size)
-    "Attention; rows of plain products where that is faster"
-    if query.device.type != 'cpu' or query.dtype != torch.bfloat16:
-        return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    bias = torch.zeros((), dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
-    return torch.softmax(torch.add(bias, query @ key.transpose(-1, -2), alpha=scale), -1) @ value
+)->torch.Tensor: # as `query`
+    "Attention with grouped heads"
+    q = query.flatten(2, 3)
+    if q.device.type != 'cpu':
+        mask = bias[:,None].repeat(1, 1, query.shape[2], 1)
+        return torch.nn.functional.scaled_dot_product_attention(q, key, value, attn_mask=mask, scale=scale).view_as(query)
+    scores = (key @ q.transpose(-1, -2)).transpose(-1, -2) if q.shape[2] <= 16 else q @ key.transpose(-1, -2)
+    scores = torch.add(bias[:,None,None], scores.unflatten(2, query.shape[2:4]), alpha=scale)
+    return (torch.softmax(scores, -1).flatten(2, 3) @ value).view_as(query)
 
-# %% ../../nbs/21_models.local.ipynb #9ecea21e
+def as_bias(
+    mask, # bool, what is seen
+    dtype, # of the model
+)->torch.Tensor: # 0 where it is seen, the lowest number elsewhere
+    "A mask as numbers to add"
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+# %% ../../nbs/21_models.local.ipynb #51867ede
 def attend_singles(
     batch:Packed, # the batch
     query, # (1, heads, tokens, head size)
@@ -267,12 +286,11 @@ def attend_singles(
     else: k, v = (t[slots, :, :batch.longest] for t in (keys, values))
     if window not in batch.masks:
         if dense: starts = starts.new_zeros(hi - lo).index_copy_(0, rows, starts)
-        batch.masks[window] = single_mask(starts, batch.longest, window)[:,None,None]
-    group = q.shape[1]//heads
-    out = attend(q.reshape(len(q), heads, group, -1), k, v, batch.masks[window].expand(-1, 1, group, -1), scale).flatten(1, 2)
+        batch.masks[window] = as_bias(single_mask(starts, batch.longest, window)[:,None], q.dtype)
+    out = attend(q.reshape(len(q), heads, -1, 1, q.shape[-1]), k, v, batch.masks[window], scale).flatten(1, 3)
     return out[rows] if dense else out
 
-# %% ../../nbs/21_models.local.ipynb #cc703155
+# %% ../../nbs/21_models.local.ipynb #01899ee3
 def slot_attention(
     module, query, key, value, attention_mask, scaling=None, sliding_window=None, batch=None, cache=None, **kwargs
 )->tuple: # attention output (1, tokens, heads, head size), and None
@@ -283,11 +301,10 @@ def slot_attention(
     out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     if batch.n_one: out[0, :batch.n_one] = attend_singles(batch, query, keys, values, scale, sliding_window)
     for (a, b), p in zip(batch.spans[batch.n_one:], batch.parts[batch.n_one:]):
-        if (at := (sliding_window, a)) not in batch.masks: batch.masks[at] = part_mask(p, sliding_window, query.device)
-        group, mask = query.shape[1]//heads, batch.masks[at]
-        res = attend(query[:, :, a:b].reshape(1, heads, group*(b-a), -1), keys[p.slot, :, :p.start+b-a][None], values[p.slot, :, :p.start+b-a][None],
-                     mask.repeat(group, 1)[None,None], scale)
-        out[0, a:b] = res.view(-1, b-a, res.shape[-1]).transpose(0, 1)
+        end, at = p.start + b - a, (sliding_window, a)
+        if at not in batch.masks: batch.masks[at] = as_bias(part_mask(p, sliding_window, query.device), query.dtype)[None]
+        res = attend(query[:, :, a:b].unflatten(1, (heads, -1)), keys[p.slot, :, :end][None], values[p.slot, :, :end][None], batch.masks[at], scale)
+        out[0, a:b] = res.flatten(1, 2)[0].transpose(0, 1)
     return out, None
 
 # %% ../../nbs/21_models.local.ipynb #45b20d4c
@@ -464,7 +481,7 @@ class Engine:
     @property
     def running(self): return [r for r in self.slots.owner if r]
 
-# %% ../../nbs/21_models.local.ipynb #47d4bc40
+# %% ../../nbs/21_models.local.ipynb #31e65479
 @patch
 async def ask(self:Engine,
     **kw, # fields of a `Request`
@@ -482,6 +499,7 @@ async def ask(self:Engine,
     if self.driver is None: self.driver = loop.create_task(self.drive())
     return await request.future
 
+# %% ../../nbs/21_models.local.ipynb #abd92bb0
 @patch
 async def drive(self:Engine):
     "Do forward passes as long as somebody waits"
@@ -499,6 +517,7 @@ async def drive(self:Engine):
             except Exception as e: self.fail(e)
     finally: self.driver = None
 
+# %% ../../nbs/21_models.local.ipynb #b5254ced
 @patch
 def fail(self:Engine, error):
     "Nobody gets an answer; what is in the cache is no longer trusted"
@@ -509,7 +528,7 @@ def fail(self:Engine, error):
         self.slots.held[s] = 0
         self.slots.release(s)
 
-# %% ../../nbs/21_models.local.ipynb #d7be0ac8
+# %% ../../nbs/21_models.local.ipynb #8601274a
 @patch
 def step(self:Engine):
     "One forward pass for each adapter that somebody uses"
@@ -520,6 +539,7 @@ def step(self:Engine):
         self.use(adapter)
         self.forward_pass([r for r in self.running if r.adapter == adapter])
 
+# %% ../../nbs/21_models.local.ipynb #d13d2f66
 @patch
 def forward_pass(self:Engine,
     requests:list, # running requests of one adapter
@@ -537,6 +557,7 @@ def forward_pass(self:Engine,
     self.advance(read, parts, logits)
     self.stats['seconds'] += time.perf_counter() - start
 
+# %% ../../nbs/21_models.local.ipynb #004a6091
 @patch
 def next_part(self:Engine, r, room):
     "The tokens that a request reads next, or None where there is no room for them"
@@ -548,7 +569,7 @@ def next_part(self:Engine, r, room):
     part = todo[:max(room, 0)]
     return Part(r.slot, held, part, [len(part)-1] if len(part) == len(r.todo) else []) if part else None
 
-# %% ../../nbs/21_models.local.ipynb #0f8326eb
+# %% ../../nbs/21_models.local.ipynb #6a0c2d1b
 @patch
 def advance(self:Engine, requests, parts, logits):
     "What follows from a forward pass: trees are scored, tokens are chosen, answers are given"
@@ -566,6 +587,7 @@ def advance(self:Engine, requests, parts, logits):
     for r,t,l in zip(ready, tokens, logprobs):
         if not r.future.done(): self.take(r, t, l)
 
+# %% ../../nbs/21_models.local.ipynb #500f27ed
 @patch
 def choose(self:Engine, requests, logits):
     "The next token of each request; an error of one request's constraint is that request's alone"
@@ -583,7 +605,7 @@ def choose(self:Engine, requests, logits):
     return pick_tokens(logits, [r.temperature for r in requests], [r.dice.random() if r.temperature > 0 else 0. for r in requests],
                        [constrained(r) if r.constrain else None for r in requests])
 
-# %% ../../nbs/21_models.local.ipynb #bb4c9669
+# %% ../../nbs/21_models.local.ipynb #367c9fa8
 @patch
 def take(self:Engine, r, token, logprob):
     "Add a token to a request and see whether it is done"
@@ -601,13 +623,14 @@ def take(self:Engine, r, token, logprob):
     text = decode_after(self.tokenizer, r.ids, r.generated[:-1] if finish == 'end' else r.generated)
     self.finish(r, Completion(cut_at_stop(text, r.stop)[0], r.generated, r.logprobs, len(r.ids), finish))
 
+# %% ../../nbs/21_models.local.ipynb #854ef3c2
 @patch
 def finish(self:Engine, r, answer):
     "Give the answer; the slot keeps what it holds"
     if not r.future.done(): r.future.set_result(answer)
     self.slots.release(r.slot)
 
-# %% ../../nbs/21_models.local.ipynb #0e02f45d
+# %% ../../nbs/21_models.local.ipynb #30b1fa35
 @patch
 @quiet()
 def load_adapter(self:Engine,
@@ -630,6 +653,7 @@ def load_adapter(self:Engine,
     self.adapters[name], self.active = str(path), None
     return name
 
+# %% ../../nbs/21_models.local.ipynb #0c93ede9
 @patch
 def use(self:Engine, name):
     "Switch to an adapter; '' is the base model"
@@ -641,12 +665,12 @@ def use(self:Engine, name):
             if name and name in m._all_available_adapter_names(): m.set_adapter(name, inference_mode=True)
     self.active = name
 
-# %% ../../nbs/21_models.local.ipynb #7547e96b
+# %% ../../nbs/21_models.local.ipynb #66498005
 class LocalModel(LanguageModel):
     "A transformers model behind the language-model contract"
     def __init__(self,
         model, tokenizer, # what `load_model` returns
-        slots:int=64, # token sequences held in the cache: as many as episodes run at once
+        slots:int=64, # token sequences held in the cache: one for each episode under way, two if ActRe speaks too
         context:int=None, # longest sequence, tokens; what the model allows by default
         chunk:int=512, # most prompt tokens in one forward pass: bounds memory
     ):
@@ -669,7 +693,7 @@ class LocalModel(LanguageModel):
                                                   'raise the setting context (a model has its own limit), or shorten the prompt')
         return ids
 
-# %% ../../nbs/21_models.local.ipynb #4ee77855
+# %% ../../nbs/21_models.local.ipynb #daa5e4b8
 @patch
 async def complete(self:LocalModel, prompt, *, stop=(), max_tokens=64, temperature=0., seed=0, constrain=None):
     "Continue a prompt; see `LanguageModel.complete`"
@@ -678,6 +702,7 @@ async def complete(self:LocalModel, prompt, *, stop=(), max_tokens=64, temperatu
     return await self.engine.ask(ids=ids, adapter=self.name, stop=(stop,) if isinstance(stop, str) else tuple(stop),
         max_tokens=min(max_tokens, self.engine.context - len(ids)), temperature=temperature, dice=random.Random(seed), constrain=constrain)
 
+# %% ../../nbs/21_models.local.ipynb #498a5abc
 @patch
 async def score(self:LocalModel, prompt, candidates):
     "Score candidates; see `LanguageModel.score`"
