@@ -551,25 +551,25 @@ def reworded(
     if not m: return command
     return f'move {m[1]} to {m[2]}' if dialect == 'move' else f'put {m[1]} in/on {m[2]}'
 
-# %% ../../nbs/11_envs.alfworld.ipynb #684a2c5a
+# %% ../../nbs/11_envs.alfworld.ipynb #9f4812c4
 EXEMPLAR = Trajectory('train/pick_clean_then_place_in_recep-Mug-None-CoffeeMachine-0/trial_mini', 'clean', 'put a clean mug in coffeemachine.',
     'You are in the middle of a room. Looking quickly around you, you see a cabinet 2, a cabinet 1, '
     'a coffeemachine 1, a countertop 2, a countertop 1, a diningtable 1, a drawer 1, a fridge 1, a garbagecan 1, a microwave 1, a sinkbasin 1, and a stoveburner 1.', (
-    Step('I need a mug. I have not seen one, so I look at countertop 1.', 'go to countertop 1',
+    Step('I see nothing yet. I need a mug, so I go to countertop 1.', 'go to countertop 1',
          'You arrive at countertop 1. On the countertop 1, you see a apple 1, and a knife 1.'),
-    Step('There is no mug at countertop 1, so I look at cabinet 1.', 'go to cabinet 1',
+    Step('I see apple 1. I need a mug, so I go to cabinet 1.', 'go to cabinet 1',
          'You arrive at cabinet 1. The cabinet 1 is closed.'),
-    Step('The cabinet 1 is closed. A mug may be in it, so I open it.', 'open cabinet 1',
+    Step('I see cabinet 1. I need a mug, so I open it.', 'open cabinet 1',
          'You open the cabinet 1. The cabinet 1 is open. In it, you see a mug 1.'),
     Step('I see mug 1. I need a mug, so I take it.', 'take mug 1 from cabinet 1',
          'You pick up the mug 1 from the cabinet 1.'),
     Step('I hold mug 1. It must be clean, so I go to sinkbasin 1.', 'go to sinkbasin 1',
          'You arrive at sinkbasin 1. On the sinkbasin 1, you see a dishsponge 1.'),
-    Step('I hold mug 1 at sinkbasin 1, so I clean it.', 'clean mug 1 with sinkbasin 1',
+    Step('I hold mug 1. It must be clean, so I clean it.', 'clean mug 1 with sinkbasin 1',
          'You clean the mug 1 using the sinkbasin 1.'),
     Step('I hold mug 1. It must be in coffeemachine, so I go to coffeemachine 1.', 'go to coffeemachine 1',
          'You arrive at coffeemachine 1. On the coffeemachine 1, you see nothing.'),
-    Step('I hold mug 1 at coffeemachine 1, so I put it there.', 'move mug 1 to coffeemachine 1',
+    Step('I hold mug 1. It must be in coffeemachine, so I put it there.', 'move mug 1 to coffeemachine 1',
          'You move the mug 1 to the coffeemachine 1.')), 1., True)
 
 # %% ../../nbs/11_envs.alfworld.ipynb #44192a33
