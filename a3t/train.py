@@ -6,17 +6,19 @@
 __all__ = ['PAPER', 'PAPER_LATER_EPOCHS', 'token_logprobs', 'rows_loss', 'Batches', 'micro_batches', 'PolicyTrainer', 'read_log',
            'StepLog', 'checkpoints', 'average_adapters', 'save_adapter', 'lora', 'train', 'unpack_4bit']
 
-# %% ../nbs/42_train.ipynb #e455c73f
+# %% ../nbs/42_train.ipynb #7a2ce35e
 import json, math, os, random, shutil, tempfile, time, warnings
 from dataclasses import asdict
 from pathlib import Path
 import torch
 from .models.local import quiet
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
-with quiet(): from peft import LoraConfig, PeftModel, get_peft_model
+with quiet():
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+    from peft import LoraConfig, PeftModel, get_peft_model
 from .core import A3TError, content_hash, file_hash, read_json, seed_for, write_atomic, write_json
 from .losses import check_loss, floored, normalised, term_weights
 warnings.filterwarnings('ignore', message='`.*gradient_checkpointing.*` is deprecated') # PEFT asks the old way too
@@ -164,7 +166,7 @@ def checkpoints(
         if not (p/'complete.json').exists(): shutil.rmtree(p)
     return [p for p in found if p.exists()]
 
-# %% ../nbs/42_train.ipynb #b5fbdd5e
+# %% ../nbs/42_train.ipynb #481cec75
 def average_adapters(
     folders, # of checkpoints or adapters with the same layers
 )->dict: # name → mean tensor, fp32
@@ -181,6 +183,7 @@ def save_adapter(
 ):
     "Save an adapter as a PEFT folder, with the same bytes for the same weights"
     folder = Path(folder)
+    for p in folder.parent.glob(f'.{folder.name}-*'): shutil.rmtree(p) # left by a kill
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}-'))
     save_file({k:state[k].contiguous() for k in sorted(state)}, part/'adapter_model.safetensors', metadata={'format':'pt'})
     d = {k:sorted(v) if isinstance(v, set) else v for k,v in config.to_dict().items()} | dict(inference_mode=True, base_model_name_or_path=base)
@@ -221,18 +224,22 @@ def lora(
 PAPER = dict(lora_rank=16, lora_alpha=32, target_modules=('q_proj', 'v_proj'), learning_rate=1e-4, epochs=10, average=0, contrast_floor=0.)
 PAPER_LATER_EPOCHS = 6 # rounds 1, 2, 3
 
-# %% ../nbs/42_train.ipynb #300317cc
+# %% ../nbs/42_train.ipynb #cd1c2ba7
 def _unsupported(config):
     "Models that do something to their logits after the output matrix"
     for k in ('final_logit_softcapping', 'logit_scale', 'logits_scaling'):
         if getattr(config, k, None) not in (None, 1, 1.): raise A3TError(f'models with {k} cannot be trained here: choose another model')
 
 def _claim(output, fingerprint):
-    "Make sure that a folder belongs to this very training"
+    "Make sure that a folder belongs to this very training; one that has finished nothing yet may change its mind"
     path = Path(output)/'training.json'
-    if path.exists() and read_json(path) != fingerprint:
+    if path.exists() and read_json(path) != fingerprint and ((output/'adapter').exists() or checkpoints(output/'checkpoints')):
         raise A3TError(f'{output} holds a training with other trajectories or settings: delete it, or choose another folder')
     write_json(path, fingerprint)
+
+def _short_bf16(model, rows):
+    "Is this short rows in bf16 on a CPU? Plain attention is faster there than the fused one: a sixth of the whole step at 300 tokens"
+    return model.device.type == 'cpu' and model.dtype == torch.bfloat16 and max(map(len, rows)) <= 512
 
 def _arguments(model, folder, epochs, learning_rate, schedule, warmup, max_grad_norm, seed):
     "What the Hugging Face trainer wants to know"
@@ -243,7 +250,7 @@ def _arguments(model, folder, epochs, learning_rate, schedule, warmup, max_grad_
     res._n_gpu = min(res.n_gpu, 1)
     return res
 
-# %% ../nbs/42_train.ipynb #308de702
+# %% ../nbs/42_train.ipynb #79787061
 def train(
     model, # a transformers causal language model from `load_model`; it is the same again afterwards
     tokenizer, # its tokenizer
@@ -277,14 +284,16 @@ def train(
     settings |= dict(adapter=adapter and file_hash(adapter), target_modules=target_modules if isinstance(target_modules, str) else sorted(target_modules))
     _claim(output, dict(settings=settings, rows=content_hash([asdict(r) for r in rows]), model=[model.config.model_type, model.num_parameters(), str(model.dtype)]))
     if (output/'train.json').exists() and (output/'adapter').exists(): return read_json(output/'train.json')
-    peft_model = lora(model, lora_rank, lora_alpha, target_modules, lora_dropout, layers, adapter, seed)
+    peft_model, attention = lora(model, lora_rank, lora_alpha, target_modules, lora_dropout, layers, adapter, seed), model.config._attn_implementation
     try:
+        if _short_bf16(model, rows): model.set_attn_implementation('eager')
         args = _arguments(model, output/'checkpoints', epochs, learning_rate, schedule, warmup, max_grad_norm, seed_for(seed, 'train'))
         return _train(peft_model, tokenizer, rows, output, args, average, micro_tokens, gradient_checkpointing, progress,
                       seed, batch_size, dict(normalise=normalise, contrast_floor=contrast_floor))
     finally:
         if gradient_checkpointing: model.gradient_checkpointing_disable()
         peft_model.unload()
+        model.set_attn_implementation(attention)
         model.eval()
 
 # %% ../nbs/42_train.ipynb #d4632c4d
@@ -301,7 +310,7 @@ def unpack_4bit(
             m.weight.quant_state = state
             if hasattr(m, 'quant_state'): m.quant_state = m.weight.quant_state
 
-# %% ../nbs/42_train.ipynb #232044e8
+# %% ../nbs/42_train.ipynb #b86be7c1
 @quiet()
 def _train(model, tokenizer, rows, output, args, average, micro_tokens, gradient_checkpointing, progress, seed, batch_size, loss):
     "Run the trainer from its last checkpoint, then average and save"
@@ -323,7 +332,9 @@ def _train(model, tokenizer, rows, output, args, average, micro_tokens, gradient
                      Path(name).name if os.path.exists(name := model.get_base_model().name_or_path) else name)
     except torch.OutOfMemoryError as e:
         raise A3TError('the memory of the GPU does not suffice: lower micro_tokens or max_length, or set gradient_checkpointing = true') from e
-    except OSError as e: raise A3TError(f'cannot write to {output}: {e.strerror or e}; free some space, then start again: finished epochs are kept') from e
+    except (OSError, SafetensorError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and not any(w in str(e) for w in ('PytorchStreamWriter', 'inline_container', 'iostream')): raise
+        raise A3TError(f"cannot write to {output}: {getattr(e, 'strerror', None) or e}; free some space, then start again: finished epochs are kept") from e
     res = _summary(read_log(output/'train.jsonl'), rows, output, sum(p.numel() for p in model.parameters() if p.requires_grad))
     write_json(output/'train.json', res)
     shutil.rmtree(args.output_dir, ignore_errors=True)

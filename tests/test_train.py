@@ -168,6 +168,11 @@ def test_other_training_is_refused(nf4, rows, tmp_path):
         with pytest.raises(A3TError, match='other trajectories or settings'): train(*nf4, rows, tmp_path, **FAST | dict(epochs=1) | change)
     with pytest.raises(A3TError, match='other trajectories'): train(*nf4, rows[:2], tmp_path, **FAST | dict(epochs=1))
 
+def test_mended_settings_are_accepted(nf4, rows, tmp_path):
+    with pytest.raises(A3TError, match='target_modules'): train(*nf4, rows, tmp_path, **FAST | dict(target_modules=('nothing',)))
+    with pytest.raises(A3TError, match='learning_rate'): train(*nf4, rows, tmp_path, **FAST | dict(epochs=1, batch_size=1, learning_rate=1e30, max_grad_norm=1e30, warmup=0.))
+    assert train(*nf4, rows, tmp_path, **FAST | dict(epochs=1))['steps'] == 2
+
 def test_seed_counts(nf4, rows, tmp_path):
     h = [train(*nf4, rows, tmp_path/str(i), **FAST | dict(epochs=1, seed=s))['adapter_hash'] for i,s in enumerate((0, 0, 1))]
     assert h[0] == h[1] != h[2]
@@ -202,10 +207,17 @@ def test_bad_input(nf4, rows, tmp_path):
     (tmp_path/'file').write_text('')
     with pytest.raises(A3TError, match='cannot'): train(*nf4, rows, tmp_path/'file'/'d')
 
-def test_disk_full_in_a_checkpoint(nf4, rows, tmp_path, monkeypatch):
-    def full(*a, **k): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr('a3t.train.PolicyTrainer._save_checkpoint', full)
-    with pytest.raises(A3TError, match='No space left'): train(*nf4, rows, tmp_path, **FAST)
+@pytest.mark.parametrize('size', [0, 8_000, 30_000, 60_000])
+def test_disk_refuses(nf4, rows, tmp_path, size):
+    "Files may not grow beyond a size: adapter, optimiser state or log are cut short; afterwards it goes on"
+    resource = pytest.importorskip('resource')
+    was = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, was[1]))
+    try:
+        with pytest.raises(A3TError, match='cannot write'): train(*nf4, rows, tmp_path/'a', **FAST)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, was)
+    assert not (tmp_path/'a'/'adapter').exists()
+    if size == 8_000: assert train(*nf4, rows, tmp_path/'a', **FAST)['adapter_hash'] == train(*nf4, rows, tmp_path/'b', **FAST)['adapter_hash']
 
 @pytest.mark.parametrize('kw', [dict(layers=1), dict(gradient_checkpointing=True), dict(micro_tokens=5000), dict(normalise='none')])
 def test_variants(nf4, rows, tmp_path, kw):
@@ -223,6 +235,7 @@ def test_bf16(folder, rows, tmp_path):
     res = train(model, tok, rows, tmp_path, **FAST | dict(epochs=8))
     state = load_file(tmp_path/'adapter'/'adapter_model.safetensors')
     assert all(v.dtype == torch.float32 for v in state.values()) and res['loss_last'] < res['loss_first']
+    assert model.config._attn_implementation == 'sdpa'
 
 def test_no_gradient_below_the_first_adapted_layer(nf4, rows):
     m = lora(nf4[0], 4, layers=1)
