@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'OUTPUTS', 'ONCE', 'REFUSED', 'project_root', 'run_folder', 'open_run', 'plan', 'stage_folder',
            'stage_name', 'needs', 'notebook_path', 'notebook_hash', 'read_manifest', 'stage_state', 'set_aside', 'lock',
-           'unlock', 'Progress', 'progress', 'Stage', 'open_stage', 'follow_executor', 'check_parameters', 'StageError',
-           'execute', 'progress_line', 'Watch', 'run_stage', 'run_needed', 'run_all', 'run_command', 'report_command',
-           'presets_command', 'print_results', 'main']
+           'unlock', 'write_progress', 'watch_bars', 'progress', 'Stage', 'open_stage', 'follow_executor',
+           'check_parameters', 'StageError', 'execute', 'progress_line', 'Watch', 'run_stage', 'run_needed', 'run_all',
+           'run_command', 'report_command', 'presets_command', 'print_results', 'main']
 
-# %% ../nbs/60_rounds.ipynb #0d1a80b0
-import argparse, configparser, fcntl, json, os, platform, re, shutil, signal, subprocess, sys, threading, time
+# %% ../nbs/60_rounds.ipynb #e65a6d38
+import argparse, configparser, fcntl, json, os, platform, re, select, shutil, signal, subprocess, sys, threading, time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from pathlib import Path
 from fastcore.basics import patch
+from tqdm import tqdm
 import a3t
 from .core import A3TError, content_hash, file_hash, load_settings, parse_value, read_json, seed_for, write_json
 from .envs.base import environment_module, load_environment
@@ -214,63 +215,42 @@ def unlock(
         fcntl.flock(f, fcntl.LOCK_UN)  # a forked worker keeps the file open: closing alone would not unlock it
         f.close()
 
-# %% ../nbs/60_rounds.ipynb #709475d1
+# %% ../nbs/60_rounds.ipynb #2c577acf
 _stage = None  # the stage that this process works on
+_written = 0.  # when its progress file was
 
-class Progress:
-    "How far something is: call it with what is done"
-    def __init__(self,
-        label:str, # what is counted, e.g. 'games'
-        total:int=None, # how many there are
-        done:int=0, # how many of them were done before
-    ):
-        self.label, self.total, self.done, self.first, self.note = label, total, done, done, ''
-        self.begin, self.written, self.bar = time.monotonic(), 0., None
-        if not os.environ.get('A3T_EXECUTOR'):
-            from tqdm import tqdm
-            self.bar = tqdm(total=total, initial=done, desc=label, leave=False)
-        self._write()
+def write_progress(
+    label:str, # what is counted, e.g. 'games'
+    done:int=0, # how many are done
+    total:int=None, # how many there are, if that is known
+    note:str='', # a few words more, e.g. 'loss 0.31'
+    left:float=None, # seconds that it will still take, if that is known
+):
+    "Say how far the open stage is; more than two calls a second are passed over, except for the last"
+    global _written
+    if not _stage or (time.monotonic() - _written < .5 and done != total): return
+    _written = time.monotonic()
+    write_json(_stage.run/'progress.json', dict(stage=_stage.name, round=_stage.round, label=label, done=done, total=total, note=note,
+                                                left=left, seconds=_stage.seconds, pid=os.getpid()))
 
-    def __call__(self,
-        done:int=None, # how many are done; one more than before by default
-        total:int=None, # how many there are, if that has changed
-        note:str='', # a few words more, e.g. 'loss 0.31'
-    ):
-        "Say how far it is"
-        self.done, self.total, self.note = self.done + 1 if done is None else done, total or self.total, note
-        if self.bar is not None:
-            self.bar.total, self.bar.n = self.total, self.done
-            self.bar.set_postfix_str(note)
-        if time.monotonic() - self.written >= .5 or self.done == self.total: self._write()
+# %% ../nbs/60_rounds.ipynb #916a595b
+def watch_bars():
+    "From now on, send every tqdm bar to the progress file of the open stage, and under `a3t run` to nowhere else"
+    plain = tqdm.display
+    if plain.__module__ == __name__: return
+    def display(bar, *args, **kwargs):
+        rate = bar.format_dict['rate'] or ((bar.n - bar.initial)/bar.format_dict['elapsed'] if bar.n > bar.initial else None)
+        write_progress((bar.desc or '').rstrip(': '), bar.n, bar.total, bar.postfix or '', (bar.total - bar.n)/rate if rate and bar.total else None)
+        if not os.environ.get('A3T_EXECUTOR'): return plain(bar, *args, **kwargs)
+    tqdm.display = display
 
-    def left(self)->float: # seconds; `None` where nothing tells
-        "How long it will still take, if it goes on as it went"
-        did = self.done - self.first
-        return (time.monotonic() - self.begin)/did*(self.total - self.done) if self.total and did > 0 else None
-
-    def _write(self):
-        self.written = time.monotonic()
-        if _stage: write_json(_stage.run/'progress.json', dict(stage=_stage.name, round=_stage.round, label=self.label, done=self.done,
-            total=self.total, note=self.note, left=self.left(), seconds=_stage.seconds, pid=os.getpid()))
-
-    def close(self):
-        "End the bar"
-        self._write()
-        if self.bar is not None: self.bar.close()
-
-# %% ../nbs/60_rounds.ipynb #ea205f9c
 def progress(
     items, # what to go through
     label:str, # what they are, e.g. 'games'
-    total:int=None, # how many; `len(items)` by default
-): # the items, one after another
+    total:int=None, # how many there are; `len(items)` by default
+)->tqdm: # the items, one after another
     "Go through items and show how far it is"
-    items = items if total or hasattr(items, '__len__') else list(items)
-    p = Progress(label, total or len(items))
-    for x in items:
-        yield x
-        p()
-    p.close()
+    return tqdm(items, desc=label, total=total, leave=False)
 
 # %% ../nbs/60_rounds.ipynb #692462fa
 @dataclass
@@ -372,7 +352,7 @@ def done(self:Stage,
     unlock(self.folder/f'.{self.name}.lock')
     return m
 
-# %% ../nbs/60_rounds.ipynb #a12e2bdd
+# %% ../nbs/60_rounds.ipynb #fdf77869
 def open_stage(
     name:str, # 'baselines', 'explore', 'train', 'evaluate' or 'report'
     run, # folder of the run; a relative one starts at the project's root
@@ -396,16 +376,19 @@ def open_stage(
     write_json(start, begun)
     _stage = Stage(run, name, round, settings, begun, before, time.monotonic())
     _stage.work.mkdir(parents=True, exist_ok=True)
-    Progress('starting').close()
+    watch_bars()
+    write_progress('starting', 0, 0)
     return _stage
 
-# %% ../nbs/60_rounds.ipynb #4e6102c1
+# %% ../nbs/60_rounds.ipynb #036341da
 def follow_executor():
     "Under `a3t run`: end this process and its workers when the command ends"
     pid = int(os.environ.get('A3T_EXECUTOR') or 0)
     if not pid or any(t.name == 'follow' for t in threading.enumerate()): return
     def follow():
-        while os.getppid() == pid: time.sleep(.2)
+        try: select.select([os.pidfd_open(pid)], [], [])  # returns when that process ends, before ipykernel notices and leaves the workers alone
+        except (AttributeError, OSError):
+            while os.getppid() == pid: time.sleep(.1)
         os.killpg(os.getpgid(0), signal.SIGKILL)
     threading.Thread(target=follow, name='follow', daemon=True).start()
 
@@ -463,7 +446,7 @@ def _failed(e, name, to):
     tail = log.read_text(errors='replace').strip().split('\n')[-5:] if log.exists() else []
     return StageError('\n'.join([*tail, f'{type(e).__name__}: {e}'.split('\n')[0], f'{name} failed: its process died, perhaps for want of memory; {where}']))
 
-# %% ../nbs/60_rounds.ipynb #ad9becc7
+# %% ../nbs/60_rounds.ipynb #618cb081
 def execute(
     path, # the notebook
     to, # where the executed one goes
@@ -472,7 +455,7 @@ def execute(
 ):
     "Execute a notebook in a kernel of its own; raises `A3TError` or `StageError`, and leaves no process behind"
     import logging, papermill
-    logging.getLogger('papermill').setLevel(logging.CRITICAL)  # it repeats what we say
+    for log in ('papermill', 'asyncio'): logging.getLogger(log).setLevel(logging.CRITICAL)  # they repeat what is said here
     to = Path(to)
     check_parameters(path, parameters)
     part = to.with_name(f'.{to.name}')
@@ -650,7 +633,7 @@ def print_results(
     for m in report.get('missing', []): print(f'missing: {m}')
     print(f"\nreport: {os.path.relpath(Path(run)/'report.html')}")
 
-# %% ../nbs/60_rounds.ipynb #131fc1bd
+# %% ../nbs/60_rounds.ipynb #38855be0
 def main(
     args=None, # list of words; the command line by default
 )->int: # exit status
@@ -665,6 +648,7 @@ def main(
         else: presets_command()
         return 0
     except (A3TError, StageError) as e: print(f'a3t: {e}', file=sys.stderr)
+    except configparser.Error as e: print(f"a3t: settings.ini cannot be read: {' '.join(str(e).split())}", file=sys.stderr)
     except KeyboardInterrupt:
         print('\na3t: stopped; the same command goes on from here', file=sys.stderr)
         return 130

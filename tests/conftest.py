@@ -1,0 +1,37 @@
+"A small project to run things in: its own settings and data, the notebooks of this one"
+import os, shutil, subprocess, sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+A3T = [sys.executable, '-c', 'import sys; from a3t.rounds import main; sys.exit(main())']
+
+class Project:
+    "A folder with `settings.ini`, in which the `a3t` command can run"
+    def __init__(self, path, notebooks=None):
+        self.path = path
+        shutil.copy(ROOT/'settings.ini', path/'settings.ini')
+        (path/'data').mkdir()
+        (ROOT/'data'/'models').mkdir(parents=True, exist_ok=True)
+        (path/'data'/'models').symlink_to(ROOT/'data'/'models')
+        self.env = {**os.environ, 'PYTHONPATH':str(ROOT), 'OMP_NUM_THREADS':'1', 'A3T_NOTEBOOKS':str(notebooks or ROOT/'nbs'/'rounds')}
+
+    def start(self, *args, **kw):
+        return subprocess.Popen([*A3T, *args], cwd=self.path, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+
+    def a3t(self, *args, timeout=600, **kw):
+        p = self.start(*args, **kw)
+        out, err = p.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(args, p.returncode, out, err)
+
+    def run(self, name): return self.path/'data'/'runs'/name
+
+@pytest.fixture
+def project(tmp_path): return Project(tmp_path)
+
+def one_line_error(p, contains):
+    "The command failed with exactly one line, which says what is wrong"
+    lines = p.stderr.strip().split('\n')
+    assert p.returncode == 1, (p.returncode, p.stdout, p.stderr)
+    assert len(lines) == 1 and lines[0].startswith('a3t: ') and contains in lines[0], p.stderr
+    return lines[0]

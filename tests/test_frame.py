@@ -1,0 +1,157 @@
+"The command from outside: bad input is one line, nothing is lost, and a killed run goes on"
+import json, lzma, os, resource, signal, time
+from pathlib import Path
+import pytest
+from a3t.core import read_json
+from a3t.rounds import OUTPUTS, plan, stage_folder
+from conftest import Project, ROOT, one_line_error
+from test_report import without_seconds
+
+QUICK = ('rounds=1', 'train_tasks=3', 'eval_tasks=3', 'explore_budget=20')
+
+# -- bad input
+
+@pytest.mark.parametrize('args,contains', [
+    (('run', 'smok'), 'choose one of smoke, cpu, cpu-alfworld, paper-alfworld'),
+    (('run', 'smoke', '--set', 'sead=1'), 'unknown setting sead: [DEFAULT]'),
+    (('run', 'smoke', '--set', 'rounds=many'), 'rounds'),
+    (('run', 'smoke', '--set', 'rounds'), 'write it as key=value'),
+    (('run', 'smoke', '--name', '../x'), 'cannot name a run'),
+    (('report', 'never'), 'start one with `a3t run PRESET --name never`')])
+def test_bad_words(project, args, contains):
+    one_line_error(project.a3t(*args), contains)
+    assert not (project.path/'data'/'runs').exists()
+
+@pytest.mark.parametrize('setting,contains', [
+    ('environment=alfwurld', "no environment 'alfwurld'"),
+    ("eval_splits=['unsean']", "no split 'unsean'"),
+    ('eval_tasks=99', 'the split unseen has 32')])
+def test_bad_settings_are_found_by_the_stage(project, setting, contains):
+    one_line_error(project.a3t('run', 'smoke', '--name', 'a', '--set', setting), contains)
+
+def test_a_run_from_other_settings(project):
+    project.run('a').mkdir(parents=True)
+    one_line_error(project.a3t('run', 'smoke', '--name', 'a', '--set', 'eval_tasks=99'), '99')
+    before = (project.run('a')/'run.json').read_bytes()
+    said = one_line_error(project.a3t('run', 'smoke', '--name', 'a', '--set', 'seed=7'), 'seed = 7 (was 0)')
+    assert '--name' in said and 'delete data/runs/a' in said and (project.run('a')/'run.json').read_bytes() == before
+
+def test_a_game_file_cut_short(project):
+    from a3t.envs import alfworld
+    cut = project.path/'games.jsonl.xz'
+    cut.write_bytes(lzma.compress(b'{"task": "train/x/y"}\n'*10_000)[:-40])
+    one_line_error(project.a3t('run', 'smoke', '--name', 'a', '--set', 'environment=alfworld', 'engine=textworld', f'games={cut}'), 'games.jsonl.xz')
+
+def test_a_broken_settings_file(project):
+    (project.path/'settings.ini').write_text('rounds = 1\n')
+    one_line_error(project.a3t('run', 'smoke'), 'settings.ini cannot be read')
+
+def test_presets_are_listed(project):
+    p = project.a3t('presets')
+    assert p.returncode == 0 and [l.split()[0] for l in p.stdout.strip().split('\n')] == ['smoke', 'cpu', 'cpu-alfworld', 'paper-alfworld']
+
+# -- whole runs
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "The smoke preset, never interrupted"
+    project = Project(tmp_path_factory.mktemp('whole'))
+    p = project.a3t('run', 'smoke')
+    assert p.returncode == 0, p.stderr
+    return project, p
+
+def report(project, name='smoke'): return read_json(project.run(name)/'report.json')
+
+def test_smoke_ends_with_its_results(whole):
+    project, p = whole
+    assert 'unseen: 12 tasks, one trial each' in p.stdout and p.stdout.strip().endswith('report: data/runs/smoke/report.html')
+    r = report(project)
+    assert r['missing'] == [] and len(r['rounds']) == 2 and set(r['baselines']) == {'random', 'untrained'}
+    for s in plan(2): assert (stage_folder(project.run('smoke'), *s)/f'{s[0]}.ipynb').exists()
+    assert not list(project.run('smoke').rglob('*.work'))
+
+def test_again_there_is_nothing_to_do(whole):
+    project, _ = whole
+    before = {p:p.stat().st_mtime_ns for p in project.run('smoke').rglob('*') if p.is_file() and p.suffix != '.lock'}
+    p = project.a3t('run', 'smoke')
+    assert p.returncode == 0 and p.stdout.count('done before') == 8
+    assert before == {p:p.stat().st_mtime_ns for p in project.run('smoke').rglob('*') if p.is_file() and p.suffix != '.lock'}
+
+def kill_in(project, stage, round, deep):
+    "Start the command and kill it inside a stage: when it opens, or (`deep`) when it has done something; was it unfinished?"
+    p, at, end = project.start('run', 'smoke'), project.run('smoke')/'progress.json', time.monotonic() + 120
+    done = stage_folder(project.run('smoke'), stage, round)/f'{stage}.done.json'
+    while p.poll() is None:
+        assert time.monotonic() < end, f'{stage} was never reached'
+        try: now = json.loads(at.read_text())
+        except (OSError, ValueError): now = {}
+        if (now.get('stage'), now.get('round')) == (stage, round) and (not deep or now['label'] != 'starting' or done.exists()): break
+        time.sleep(.005)
+    p.send_signal(signal.SIGKILL)
+    unfinished = not done.exists()
+    p.communicate(timeout=60)
+    return unfinished
+
+@pytest.mark.parametrize('deep', [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_killed_in_every_stage_the_report_is_the_same(whole, tmp_path, deep):
+    project = Project(tmp_path)
+    unfinished = [kill_in(project, s, r, deep and s != 'report') for s,r in plan(2)]
+    assert unfinished[-1] and (all(unfinished) or (deep and sum(unfinished) >= 5)), unfinished  # some toy stages end within a breath
+    p = project.a3t('run', 'smoke')
+    assert p.returncode == 0, p.stderr
+    assert without_seconds(report(project)) == without_seconds(report(whole[0]))
+    assert not (project.run('smoke')/'old').exists()
+
+def limit(size):
+    "No file may grow beyond `size` bytes: writes fail as on a full disk"
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+def test_a_disk_that_refuses_loses_nothing(whole, tmp_path):
+    project = Project(tmp_path)
+    for size in (500, 30_000):  # the first file of all; a notebook with plots
+        said = one_line_error(project.a3t('run', 'smoke', preexec_fn=limit(size)), 'File too large')
+        assert 'finished work is kept' in said
+    p = project.a3t('run', 'smoke')
+    assert p.returncode == 0, p.stderr
+    assert without_seconds(report(project)) == without_seconds(report(whole[0]))
+
+# -- the checks themselves
+
+def test_the_checks_find_what_they_look_for(tmp_path):
+    "A notebook with execution counts, a module that was edited by hand, one that was left behind, a lost tag"
+    import check_notebooks as C
+    spoilt = C.copy_to(tmp_path/'spoilt')
+    nb = json.loads((spoilt/'nbs'/'50_evaluate.ipynb').read_text())
+    next(c for c in nb['cells'] if c['cell_type'] == 'code')['execution_count'] = 7
+    (spoilt/'nbs'/'50_evaluate.ipynb').write_text(json.dumps(nb))
+    (spoilt/'a3t'/'evaluate.py').write_text((spoilt/'a3t'/'evaluate.py').read_text() + '\n# by hand\n')
+    (spoilt/'a3t'/'old.py').write_text('# AUTOGENERATED! DO NOT EDIT! File to edit: ../nbs/old.ipynb.\n')
+    train = spoilt/'nbs'/'rounds'/'train.ipynb'
+    assert '"parameters"' in train.read_text()
+    train.write_text(train.read_text().replace('"parameters"', '"parameter"'))
+    copy = C.copy_to(tmp_path/'copy', spoilt)
+    assert C.unclean(copy, spoilt) == ['nbs/50_evaluate.ipynb']
+    assert C.out_of_step(copy, spoilt) == ['a3t/evaluate.py', 'a3t/old.py']
+    bad = C.without_parameters(spoilt)
+    assert len(bad) == 1 and 'train.ipynb has 0 cells tagged' in bad[0]
+    assert not C.unclean(C.copy_to(tmp_path/'good'), ROOT)
+
+def test_every_setting_is_explained_and_every_preset_loads():
+    from a3t.core import load_settings
+    text = (ROOT/'settings.ini').read_text()
+    defaults = text.split('\n[DEFAULT]\n')[1].split('\n[smoke]\n')[0].split('\n')
+    lone = [l for i,l in enumerate(defaults) if '=' in l and not l.startswith('#') and not defaults[i-1].startswith('#') and '=' not in defaults[i-1]]
+    assert not lone, 'a setting without a comment above it or above its group'
+    for name in ('smoke', 'cpu', 'cpu-alfworld', 'paper-alfworld'): assert load_settings(name, path=ROOT/'settings.ini')
+    paper = load_settings('paper-alfworld', path=ROOT/'settings.ini')
+    assert (paper['rounds'], paper['train_tasks'], paper['compositions'], paper['p'], paper['invalid_limit']) == (4, 600, 40, .1, 3)
+    assert (paper['lora_rank'], paper['lora_alpha'], paper['learning_rate'], paper['epochs_first'], paper['epochs']) == (16, 32, 1e-4, 10, 6)
+
+def test_the_lock_is_plain_and_names_every_dependency():
+    import re, tomllib
+    lines = (ROOT/'requirements.lock').read_text().split()
+    assert all(re.fullmatch(r'[a-z0-9._-]+==[0-9][\w.]*', l) for l in lines)
+    locked = {l.split('==')[0] for l in lines}
+    project = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']
+    wanted = {re.match(r'[\w-]+', d)[0] for d in project['dependencies'] + project['optional-dependencies']['dev']}
+    assert wanted <= locked and not any(n.startswith('nvidia') for n in locked)
