@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NUMBERED', 'LITTLE_WORDS', 'ReAct', 'Sampler', 'Script', 'invalid_run', 'episode', 'rollout', 'sample_action',
-           'ActRe', 'content_words', 'things_in', 'handled', 'pattern', 'filled', 'Wording', 'OneOf']
+           'ActRe', 'content_words', 'things_in', 'kind_of', 'held_thing', 'pattern', 'roles', 'filled', 'Wording',
+           'OneOf']
 
 # %% ../nbs/30_agents.ipynb #9716825d
 import itertools, random, re
@@ -106,7 +107,7 @@ def sample_action(
     for a in actions: verbs[a.split(' ', 1)[0]].append(a)
     return rng.choice(verbs[rng.choice(sorted(verbs))])
 
-# %% ../nbs/30_agents.ipynb #cb5f84ea
+# %% ../nbs/30_agents.ipynb #40952d19
 class ActRe:
     "Writes the reason for any action, given the history"
     def __init__(self,
@@ -128,11 +129,13 @@ class ActRe:
         "The reason for an action"
         args = dict(stop=(']\n', '\n'), max_tokens=self.max_tokens, temperature=self.temperature, seed=seed)
         if not self.wording: return (await self.lm.complete(actre_segments(traj, action, self.instruction, self.exemplar), **args)).text.strip().removesuffix(']')
-        constrain = self.wording.constrain(self.lm, traj, action)
+        sentences = self.wording.sentences(traj, action)
+        if len(sentences) == 1: return sentences[0]
+        constrain = OneOf(self.lm.tokenizer, [s + ']\n' for s in sentences]) if sentences else None
         prompt = actre_brief_segments(traj, action, self.instruction, self.exemplar)
         return (await self.lm.complete(prompt, constrain=constrain, **args)).text.strip().removesuffix(']')
 
-# %% ../nbs/30_agents.ipynb #cf6b4f11
+# %% ../nbs/30_agents.ipynb #4dce557a
 NUMBERED = re.compile(r'[A-Za-z]+ \d+')
 LITTLE_WORDS = frozenset('a an the some two it them in on to at of from with under and put find get look examine use'.split())
 
@@ -140,93 +143,87 @@ def content_words(
     text:str, # e.g. a task
 )->list: # its words, without the little ones that name nothing
     "The words of a task that name something"
-    return [w for w in re.findall(r'[a-z]+', text.lower()) if w not in LITTLE_WORDS]
+    return list(dict.fromkeys(w for w in re.findall(r'[a-z]+', text.lower()) if w not in LITTLE_WORDS))
 
 def things_in(
-    text:str, # an action or an observation
-)->list: # names with a number, in order, each once; where there are none: words after the first that are not little
-    "What a text names"
-    return list(dict.fromkeys(NUMBERED.findall(text))) or [w for w in content_words(' '.join(text.split()[1:]))]
+    action:str, # a command
+)->list: # names with a number, in order; where there are none: the words after the first that are not little
+    "The arguments of an action"
+    return NUMBERED.findall(action) or content_words(' '.join(action.split()[1:]))
 
-# %% ../nbs/30_agents.ipynb #c3f4abb5
-def handled(
-    actions, # list of str
-)->list: # of names
-    "What actions before had as the first of two or more arguments"
-    return list(dict.fromkeys(a[0] for a in map(things_in, actions) if len(a) > 1))
+def kind_of(
+    name:str, # e.g. 'mug 1'
+)->str: # e.g. 'mug'
+    "The kind of a thing"
+    return name.rsplit(' ', 1)[0] if NUMBERED.fullmatch(name) else name
 
+# %% ../nbs/30_agents.ipynb #efc61550
+def held_thing(
+    actions, # list of str, what was done so far
+    endings=(), # verbs that end the dealing with a thing
+)->list: # one name, or nothing
+    "What the last action with two arguments dealt with, if it did not end the dealing"
+    last = next((a for a in reversed(actions) if len(things_in(a)) > 1), '')
+    return things_in(last)[:1] if last and last.split()[0] not in endings else []
+
+# %% ../nbs/30_agents.ipynb #b88e3bf2
 def pattern(
-    text:str, # premise or conclusion of the exemplar
-    action:str, # the exemplar's action
-    before, # the exemplar's actions before it
+    reason:str, # a reason of the exemplar
+    action:str, # its action
+    held, # names in the slot `held`
     goal:str, # the exemplar's task
-    ends:bool=False, # is it a conclusion? Then a word that is both the verb and a word of the task is the verb
 )->tuple: # of str and of slots (kind, name)
     "A sentence of the exemplar with slots for its names"
-    args, held, goals, verb = things_in(action), handled(before), content_words(goal), action.split()[0]
-    def kind(w): return ('verb' if ends and w == verb != 'go' else 'done' if w in held else args.index(w) if w in args else
-                         'seen' if NUMBERED.fullmatch(w) or w == 'nothing yet' else 'goal' if w in goals else None)
-    parts = [p for p in re.split(r'([A-Za-z]+ \d+|nothing yet|[A-Za-z]+)', text) if p]
+    args, goals = things_in(action), content_words(goal)
+    kind = lambda w: args.index(w) if w in args else 'held' if w in held else 'goal' if w in goals else None
+    parts = [p for p in re.split(r'([A-Za-z]+ \d+|[A-Za-z]+)', reason) if p]
     return tuple((kind(p), p) if kind(p) is not None else p for p in parts)
 
-# %% ../nbs/30_agents.ipynb #2aa6e46f
+def roles(
+    word:str, # a word of the task
+    args:list, # arguments of the action
+    held:list, # what is held, if anything
+)->set: # e.g. {0} for *mug* in *take mug 1 from cabinet 1*, {'held'} after it, nothing for *clean*
+    "Which things' kind does a word of the task say?"
+    return {i for i,a in enumerate(args) if kind_of(a) == word} | {'held' for h in held if kind_of(h) == word}
+
 def filled(
     pat:tuple, # from `pattern`
+    known:dict, # word of the exemplar's task → its roles
     fillers:dict, # kind of slot → list of names; an argument that is not there fills nothing
-)->list: # of str: all sentences
+    role, # function of a word of this task → its roles
+)->list: # of str: all sentences that keep the roles
     "All ways to fill the slots of a pattern"
-    kind_of = lambda name: name.rsplit(' ', 1)[0]
-    slots = dict.fromkeys(p for p in pat if isinstance(p, tuple))
-    tie = {s:o for s in slots for o in slots if s[0] == 'goal' and o != s and kind_of(o[1]) == s[1]}
-    free = [s for s in slots if s not in tie]
-    res = []
-    for choice in itertools.product(*(fillers.get(k, ()) for k,_ in free)):
-        fill = dict(zip(free, choice))
-        fill.update({s:kind_of(fill[o]) for s,o in tie.items()})
-        res.append(''.join(fill.get(p, p) for p in pat))
+    slots, res = list(dict.fromkeys(p for p in pat if isinstance(p, tuple))), []
+    for choice in itertools.product(*(fillers.get(k, ()) for k,_ in slots)):
+        fill = dict(zip(slots, choice))
+        if all(role(v) == known[name] for (k, name),v in fill.items() if k == 'goal'): res.append(''.join(fill.get(p, p) for p in pat))
     return res
 
-# %% ../nbs/30_agents.ipynb #9e95d6b6
+# %% ../nbs/30_agents.ipynb #25294629
 class Wording:
     "What can be said about an action, in the exemplar's words"
     def __init__(self,
-        exemplar:Trajectory, # its reasons are 'premise, so conclusion'
+        exemplar:Trajectory, # with reasons
     ):
-        self.by_verb = {}
+        self.patterns = [] # (verb, is something held?, pattern, roles of the task's words)
+        deals = [i for i,s in enumerate(exemplar.steps) if len(things_in(s.action)) > 1]
+        self.endings = {exemplar.steps[i].action.split()[0] for i in deals[-1:]}
         for i,s in enumerate(exemplar.steps):
-            premise, so, conclusion = s.reason.rpartition(', so ')
-            if so: self.by_verb.setdefault(s.action.split()[0], []).append(
-                [pattern(x, s.action, exemplar.actions[:i], exemplar.goal, x is conclusion) for x in (premise, conclusion)])
-        if not self.by_verb: raise A3TError("the exemplar has no reason of the form 'premise, so conclusion': grounded reasons need one")
-
-    def patterns(self,
-        verb:str, # first word of an action
-    )->list: # of (premise, conclusion)
-        "Patterns for a verb; for one that the exemplar lacks: every premise, with a conclusion that has a slot for the verb"
-        if verb in self.by_verb: return self.by_verb[verb]
-        every = [p for ps in self.by_verb.values() for p in ps]
-        return [(p, c) for p,_ in every for _,c in every if any(isinstance(x, tuple) and x[0] == 'verb' for x in c)]
+            held, args = held_thing(exemplar.actions[:i], self.endings), things_in(s.action)
+            if s.reason: self.patterns.append((s.action.split()[0], bool(held), pattern(s.reason, s.action, held, exemplar.goal),
+                                               {w:roles(w, args, held) for w in content_words(exemplar.goal)}))
+        if not self.patterns: raise A3TError('the exemplar has no reasons: grounded reasons are made of its sentences')
 
     def sentences(self,
         traj:Trajectory, # the history
         action:str, # the action to be explained
-    )->list: # of str
-        "All reasons that name only what was seen"
-        last = traj.steps[-1].observation if traj.steps else 'you see nothing'
-        fillers = dict(enumerate(things_in(action)), verb=(action.split() or [''])[0], goal=content_words(traj.goal),
-                       seen=NUMBERED.findall(last) + ['nothing yet']*('nothing' in last), done=handled(traj.actions[-4:]))
-        fillers = {k:[v] if isinstance(v, str) else list(dict.fromkeys(v)) for k,v in fillers.items()}
-        return list(dict.fromkeys(f'{p}, so {c}' for premise,conclusion in self.patterns(fillers['verb'][0])
-                                  for p in filled(premise, fillers) for c in filled(conclusion, fillers)))
-
-    def constrain(self,
-        lm, # a `LanguageModel` with a tokenizer
-        traj:Trajectory, # the history
-        action:str, # the action to be explained
-    ): # a constraint for `complete`; None where nothing can be said
-        "The answer is one of the sentences, closed by `]`"
-        sentences = self.sentences(traj, action)
-        return OneOf(lm.tokenizer, [s + ']\n' for s in sentences]) if sentences else None
+    )->list: # of str; where no sentence keeps all roles, the action's own verb doesn't matter
+        "All reasons that name only what was seen or asked for"
+        verb, args, held = (action.split() or [''])[0], things_in(action), held_thing(traj.actions, self.endings)
+        fillers = dict(enumerate([[a] for a in args]), held=held, goal=content_words(traj.goal))
+        def some(keep): return [t for v,h,p,known in self.patterns if h == bool(held) and keep(v) for t in filled(p, known, fillers, lambda w: roles(w, args, held))]
+        return list(dict.fromkeys(some(lambda v: v == verb) or some(lambda v: v != verb)))
 
 # %% ../nbs/30_agents.ipynb #b111e41f
 @lru_cache(2**16)

@@ -113,13 +113,13 @@ def actre_segments(
     head = (f'{instruction}\n\n' if instruction else '') + (''.join([task_text(exemplar), *steps(exemplar)]) + '\n' if exemplar else '')
     return ([head] if head else []) + [task_text(traj), *steps(traj), actre_line(action)]
 
-# %% ../nbs/01_prompts.ipynb #2e1b459a
+# %% ../nbs/01_prompts.ipynb #51705bde
 def brief(
     goal:str, # the task in words
     steps, # the `Step`s so far
     action:str, # the action to be explained
     reason:str=None, # its reason; None: it is still to be written
-    last:int=4, # number of past actions that are told
+    last:int=2, # number of past actions that are told
 )->str: # four lines, the last one open where the reason is missing
     "One step with its history in brief"
     done = ', '.join(one_line(s.action) for s in steps[-last:] if s.valid) or 'nothing'

@@ -6,16 +6,16 @@
 __all__ = ['NO_GOAL', 'TYPES', 'SPLITS', 'FIELDS', 'OPENABLE', 'ABILITIES', 'KITCHEN', 'PAPER_PANELS', 'EXEMPLAR',
            'official_domain', 'official_grammar', 'task_type', 'Game', 'Games', 'pack_games', 'unpack_games',
            'load_games', 'mangled', 'make_problem', 'mini_games', 'Panel', 'make_panel', 'MendedGrammar', 'MendedState',
-           'SortedFacts', 'KnownActions', 'MendedEnv', 'reworded', 'AlfWorld', 'load']
+           'SortedFacts', 'KnownActions', 'MendedEnv', 'reworded', 'AlfWorld', 'named_games', 'load']
 
-# %% ../../nbs/11_envs.alfworld.ipynb #dc55c7d0
+# %% ../../nbs/11_envs.alfworld.ipynb #38eeebc4
 import functools, gc, importlib.util, json, lzma, os, re, sys, threading, weakref, zlib
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from ..core import A3TError, Step, Trajectory, content_hash, write_atomic
+from ..core import A3TError, Step, Trajectory, content_hash, data_folder, write_atomic
 from .base import TextEnv
 
 # %% ../../nbs/11_envs.alfworld.ipynb #49ed18af
@@ -551,25 +551,25 @@ def reworded(
     if not m: return command
     return f'move {m[1]} to {m[2]}' if dialect == 'move' else f'put {m[1]} in/on {m[2]}'
 
-# %% ../../nbs/11_envs.alfworld.ipynb #9f4812c4
+# %% ../../nbs/11_envs.alfworld.ipynb #921ed705
 EXEMPLAR = Trajectory('train/pick_clean_then_place_in_recep-Mug-None-CoffeeMachine-0/trial_mini', 'clean', 'put a clean mug in coffeemachine.',
     'You are in the middle of a room. Looking quickly around you, you see a cabinet 2, a cabinet 1, '
     'a coffeemachine 1, a countertop 2, a countertop 1, a diningtable 1, a drawer 1, a fridge 1, a garbagecan 1, a microwave 1, a sinkbasin 1, and a stoveburner 1.', (
-    Step('I see nothing yet. I need a mug, so I go to countertop 1.', 'go to countertop 1',
+    Step('I need a mug and have not seen one.', 'go to countertop 1',
          'You arrive at countertop 1. On the countertop 1, you see a apple 1, and a knife 1.'),
-    Step('I see apple 1. I need a mug, so I go to cabinet 1.', 'go to cabinet 1',
+    Step('I need a mug and there is none here.', 'go to cabinet 1',
          'You arrive at cabinet 1. The cabinet 1 is closed.'),
-    Step('I see cabinet 1. I need a mug, so I open it.', 'open cabinet 1',
+    Step('I need a mug and cabinet 1 may hold one.', 'open cabinet 1',
          'You open the cabinet 1. The cabinet 1 is open. In it, you see a mug 1.'),
-    Step('I see mug 1. I need a mug, so I take it.', 'take mug 1 from cabinet 1',
+    Step('I need a mug and here is mug 1.', 'take mug 1 from cabinet 1',
          'You pick up the mug 1 from the cabinet 1.'),
-    Step('I hold mug 1. It must be clean, so I go to sinkbasin 1.', 'go to sinkbasin 1',
+    Step('I hold mug 1 and it must be clean.', 'go to sinkbasin 1',
          'You arrive at sinkbasin 1. On the sinkbasin 1, you see a dishsponge 1.'),
-    Step('I hold mug 1. It must be clean, so I clean it.', 'clean mug 1 with sinkbasin 1',
+    Step('I hold mug 1 at sinkbasin 1 and it must be clean.', 'clean mug 1 with sinkbasin 1',
          'You clean the mug 1 using the sinkbasin 1.'),
-    Step('I hold mug 1. It must be in coffeemachine, so I go to coffeemachine 1.', 'go to coffeemachine 1',
+    Step('I hold mug 1 and it must be in coffeemachine.', 'go to coffeemachine 1',
          'You arrive at coffeemachine 1. On the coffeemachine 1, you see nothing.'),
-    Step('I hold mug 1. It must be in coffeemachine, so I put it there.', 'move mug 1 to coffeemachine 1',
+    Step('I hold mug 1 at coffeemachine 1, where it must be.', 'move mug 1 to coffeemachine 1',
          'You move the mug 1 to the coffeemachine 1.')), 1., True)
 
 # %% ../../nbs/11_envs.alfworld.ipynb #44192a33
@@ -628,14 +628,33 @@ class AlfWorld(TextEnv):
         return dict(goal=self.goal, task_type=self.game.task_type, valid=valid, won=bool(state['won']),
                     admissible_actions=[a for a in state['admissible_commands'] if a != 'help'])
 
-# %% ../../nbs/11_envs.alfworld.ipynb #bca99271
+# %% ../../nbs/11_envs.alfworld.ipynb #20ea07ba
+@functools.lru_cache(4)
+def _read_games(source, stamp): return load_games(source)
+
+def named_games(
+    games, # `Games`, 'official', 'generated', or the path of a packed file or a folder (relative to the project, or to here)
+    generator:dict=None, # for 'generated': what `generate_games` takes
+)->Games: # the games
+    "Games by what a preset calls them; raises `A3TError` where they are missing or broken"
+    if isinstance(games, Games): return games
+    if games == 'generated':
+        from a3t.envs.alfgen import games_file
+        games = games_file(data_folder()/'games', **(generator or {}))
+    elif games in ('official', None, ''): return load_games(None if os.environ.get('ALFWORLD_DATA') else data_folder()/'alfworld')
+    here = Path(games).expanduser()
+    path = here if here.exists() else data_folder().parent/here
+    return _read_games(str(path), path.stat().st_mtime_ns) if path.is_file() else load_games(path if path.exists() else here)
+
 def load(
-    games=None, # a source that `load_games` takes
+    games='official', # as in `named_games`
     engine:str='textworld', # 'textworld', AlfWorld's own engine, or 'sim', the native simulator of the same games
     max_steps:int=50, # the episode ends after so many steps
+    generator:dict=None, # for generated games: what `generate_games` takes
 )->TextEnv: # the environment
     "AlfWorld behind the contract of `envs.base`"
+    if engine not in ('textworld', 'sim'): raise A3TError(f"there is no engine {engine!r}: it is 'textworld' or 'sim'")
+    games = named_games(games, generator)
     if engine == 'textworld': return AlfWorld(games, max_steps)
-    if engine != 'sim': raise A3TError(f"there is no engine {engine!r}: it is 'textworld' or 'sim'")
     from a3t.envs.alfsim import AlfSim
-    return AlfSim(load_games(games), max_steps)
+    return AlfSim(games, max_steps)

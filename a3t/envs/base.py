@@ -11,7 +11,7 @@ import importlib, inspect, random
 import gymnasium
 from ..core import A3TError, Step, Trajectory
 
-# %% ../../nbs/10_envs.base.ipynb #7f3a13c5
+# %% ../../nbs/10_envs.base.ipynb #794ff17f
 class TextSpace(gymnasium.Space):
     "Any text: the observation and action space of language agents"
     def __init__(self): super().__init__(shape=None, dtype=str)
@@ -32,12 +32,26 @@ class TextEnv(gymnasium.Env):
         "The tasks of a split"
         raise NotImplementedError
 
+    def save(self)->tuple: # hashable; `restore` takes it back
+        "This moment of the episode"
+        raise NotImplementedError
+
+    def restore(self,
+        moment:tuple, # from `save`
+    )->dict: # `info`, as after `reset`
+        "Go back to a moment"
+        raise NotImplementedError
+
+    def key(self)->tuple: # hashable
+        "The state without the number of steps, for counting states"
+        raise NotImplementedError
+
     def _task(self, options):
         "The task id in `options`, or an error that says what is missing"
         if not options or 'task' not in options: raise A3TError("reset needs options={'task': task_id}: `tasks(split)` lists them")
         return options['task']
 
-# %% ../../nbs/10_envs.base.ipynb #f0cfefc5
+# %% ../../nbs/10_envs.base.ipynb #836e6c1e
 PLACES, THINGS = ('drawer', 'shelf', 'table', 'desk'), ('mug', 'pen', 'book', 'watch')
 
 class ToyHouse(TextEnv):
@@ -65,6 +79,15 @@ class ToyHouse(TextEnv):
         self.where = {t:rng.choice([p for p in PLACES if (t, p) != (self.thing, self.goal_place)]) for t in THINGS}
         self.at, self.holds, self.n = None, None, 0
         return 'You see a desk, a drawer, a shelf and a table.', self._info(True)
+
+    def save(self): return self.n, *self.key()
+
+    def restore(self, moment):
+        self.n, self.thing, self.goal_place, self.at, self.holds, *where = moment
+        self.where = dict(zip(THINGS, where))
+        return self._info(True)
+
+    def key(self): return self.thing, self.goal_place, self.at, self.holds, *self.where.values()
 
     def _here(self): return [t for t in THINGS if self.where[t] == self.at]
 
@@ -110,7 +133,7 @@ def play(
         if terminated or truncated: break
     return Trajectory(**traj, steps=tuple(steps), reward=float(reward), won=bool(info['won']), source='explored', seed=seed)
 
-# %% ../../nbs/10_envs.base.ipynb #41473251
+# %% ../../nbs/10_envs.base.ipynb #2271a44f
 def environment_module(
     name:str, # module in `a3t.envs`, e.g. 'alfworld'
 ): # the module
