@@ -107,19 +107,19 @@ def sample_action(
     for a in actions: verbs[a.split(' ', 1)[0]].append(a)
     return rng.choice(verbs[rng.choice(sorted(verbs))])
 
-# %% ../nbs/30_agents.ipynb #40952d19
+# %% ../nbs/30_agents.ipynb #b1daf371
 class ActRe:
     "Writes the reason for any action, given the history"
     def __init__(self,
         lm, # a `LanguageModel`
         exemplar:Trajectory=None, # the one example, with reasons
         instruction:str=ACTRE_INSTRUCTION, # what a reason is
-        grounded:bool=False, # the history in brief, and only names that were seen: for small models
+        grounded:str='', # for small models, the environment's instruction: the history in brief, and only names that were seen
         temperature:float=0., # 0 takes the most likely token
         max_tokens:int=48, # most tokens of a reason
     ):
         self.lm, self.exemplar, self.instruction, self.temperature, self.max_tokens = lm, exemplar, instruction, temperature, max_tokens
-        self.wording = Wording(exemplar) if grounded else None
+        self.wording = Wording(exemplar, grounded) if grounded else None
 
     async def __call__(self,
         traj:Trajectory, # the episode so far
@@ -166,7 +166,7 @@ def held_thing(
     last = next((a for a in reversed(actions) if len(things_in(a)) > 1), '')
     return things_in(last)[:1] if last and last.split()[0] not in endings else []
 
-# %% ../nbs/30_agents.ipynb #b88e3bf2
+# %% ../nbs/30_agents.ipynb #b3bc0dcd
 def pattern(
     reason:str, # a reason of the exemplar
     action:str, # its action
@@ -189,24 +189,24 @@ def roles(
 
 def filled(
     pat:tuple, # from `pattern`
-    known:dict, # word of the exemplar's task → its roles
     fillers:dict, # kind of slot → list of names; an argument that is not there fills nothing
-    role, # function of a word of this task → its roles
-)->list: # of str: all sentences that keep the roles
+    fits, # function of (word of the exemplar's task, word of this task): may it stand in its place?
+)->list: # of str: all sentences
     "All ways to fill the slots of a pattern"
     slots, res = list(dict.fromkeys(p for p in pat if isinstance(p, tuple))), []
     for choice in itertools.product(*(fillers.get(k, ()) for k,_ in slots)):
         fill = dict(zip(slots, choice))
-        if all(role(v) == known[name] for (k, name),v in fill.items() if k == 'goal'): res.append(''.join(fill.get(p, p) for p in pat))
+        if all(fits(name, v) for (k, name),v in fill.items() if k == 'goal'): res.append(''.join(fill.get(p, p) for p in pat))
     return res
 
-# %% ../nbs/30_agents.ipynb #25294629
+# %% ../nbs/30_agents.ipynb #0cbd6ef1
 class Wording:
     "What can be said about an action, in the exemplar's words"
     def __init__(self,
         exemplar:Trajectory, # with reasons
+        instruction:str='', # what the agent may do: words of a task that stand here too (*clean*) are no things to be found
     ):
-        self.patterns = [] # (verb, is something held?, pattern, roles of the task's words)
+        self.patterns, self.explained = [], set(re.findall(r'[a-z]+', instruction.lower())) # (verb, is something held?, pattern, roles of the task's words)
         deals = [i for i,s in enumerate(exemplar.steps) if len(things_in(s.action)) > 1]
         self.endings = {exemplar.steps[i].action.split()[0] for i in deals[-1:]}
         for i,s in enumerate(exemplar.steps):
@@ -222,8 +222,16 @@ class Wording:
         "All reasons that name only what was seen or asked for"
         verb, args, held = (action.split() or [''])[0], things_in(action), held_thing(traj.actions, self.endings)
         fillers = dict(enumerate([[a] for a in args]), held=held, goal=content_words(traj.goal))
-        def some(keep): return [t for v,h,p,known in self.patterns if h == bool(held) and keep(v) for t in filled(p, known, fillers, lambda w: roles(w, args, held))]
-        return list(dict.fromkeys(some(lambda v: v == verb) or some(lambda v: v != verb)))
+        def some(same_verb, strict):
+            "Sentences, with the number of words whose role they keep"
+            for v,h,pat,known in self.patterns:
+                if h != bool(held) or (v == verb) != same_verb: continue
+                def fits(old, new):
+                    if known[old] or strict and roles(new, args, held): return known[old] == roles(new, args, held) if strict else new not in self.explained
+                    return (old in self.explained) == (new in self.explained)
+                for t in filled(pat, fillers, fits): yield t, sum(bool(known[n]) for k,n in set(p for p in pat if isinstance(p, tuple)) if k == 'goal')
+        found = next((f for f in (list(some(*x)) for x in ((True, True), (True, False), (False, True), (False, False))) if f), [])
+        return list(dict.fromkeys(t for t,n in found if n == max(n for _,n in found)))
 
 # %% ../nbs/30_agents.ipynb #b111e41f
 @lru_cache(2**16)

@@ -572,7 +572,7 @@ EXEMPLAR = Trajectory('train/pick_clean_then_place_in_recep-Mug-None-CoffeeMachi
     Step('I hold mug 1 at coffeemachine 1, where it must be.', 'move mug 1 to coffeemachine 1',
          'You move the mug 1 to the coffeemachine 1.')), 1., True)
 
-# %% ../../nbs/11_envs.alfworld.ipynb #44192a33
+# %% ../../nbs/11_envs.alfworld.ipynb #6a33584c
 def _paragraphs(raw):
     "The engine's first text as (room description, task in words)"
     parts = [p for p in raw.split('\n\n') if not p.startswith('-= ')]
@@ -582,8 +582,8 @@ def _paragraphs(raw):
 class AlfWorld(TextEnv):
     "AlfWorld's games on TextWorld's engine"
     instruction = ('You are in a household. You act by one command at a time: go to R, open R, close R, take X from R, move X to R, '
-        'clean X with R, heat X with R, cool X with R, slice X with Y, use X, examine X, look, inventory. R is a place and X a thing, each with its number, '
-        'as in cabinet 2 or mug 1. You see the things of a place when you go there; a closed place must be opened first. You can hold one thing.')
+        'clean X with R, heat X with R, cool X with R, slice X with Y, use X, examine X, look, inventory. R is a place and X a thing, each with its number. '
+        'You see the things of a place when you go there; a closed place must be opened first. You can hold one thing. A sinkbasin makes it clean, a microwave hot, a fridge cool.')
     exemplar, task_types, splits = EXEMPLAR, tuple(TYPES.values()), tuple(SPLITS)
 
     def __init__(self,

@@ -91,7 +91,7 @@ def model_folder(
         except Exception as e: raise A3TError(f'the weights of {name} could not be converted into {folder} (is there 1 GB of room? is {gguf.name} whole?): {e}') from e
     return str(folder)
 
-# %% ../../nbs/21_models.local.ipynb #0f331202
+# %% ../../nbs/21_models.local.ipynb #20cb6279
 @quiet()
 def load_model(
     name:str='smollm2-135m', # 'smollm2-135m', a local folder, or a hub id
@@ -99,6 +99,7 @@ def load_model(
     device=None, # e.g. 'cpu' or 'cuda:0'; a GPU where there is one by default
     dtype=None, # torch dtype; what the device is fastest in by default
     models=None, # where converted models lie; `data_folder()/'models'` by default
+    adapter=None, # folder of a LoRA adapter for acting: merged into the weights, or beside them where they are quantised
 )->tuple: # (transformers model, tokenizer)
     "Load a model, 4-bit quantised or not; `A3TError` where there is none of that name"
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -115,6 +116,10 @@ def load_model(
     except (OSError, ValueError, SafetensorError) as e:
         raise A3TError(f"no model {name!r}: give 'smollm2-135m', a folder with config.json, weights and tokenizer, "
                        f"or a hub id and a network ({str(e).splitlines()[0][:150]})") from e
+    if adapter is not None:
+        from peft import PeftModel
+        model = PeftModel.from_pretrained(model, str(adapter))
+        model = model.base_model.model if quantize == 'nf4' else model.merge_and_unload()
     return model.eval(), tokenizer
 
 # %% ../../nbs/21_models.local.ipynb #3513d3dc
