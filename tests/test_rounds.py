@@ -147,7 +147,7 @@ def test_panels_are_held(fake):
     run, _ = open_run('data/runs/a', 'smoke', {'rounds':1})
     stage = open_stage('baselines', run)
     env = stage.environment()
-    assert stage.panel(env, 'seen', 5) == stage.panel(env, 'seen', 5) and env.max_steps == 10
+    assert stage.panel(env, 'seen', 5) == stage.panel(env, 'seen', 5) and env.max_steps == stage.settings['max_steps']
     env.tasks = lambda split: [f'{split}/mug-desk-{i}' for i in range(8)]
     with pytest.raises(A3TError, match='are not those'): stage.panel(env, 'seen', 5)
     unlock(run/'baselines'/'.baselines.lock')
@@ -268,7 +268,7 @@ SLEEP = "import multiprocessing, time\nw = multiprocessing.get_context('fork').P
 def test_no_orphans(fake, sig, status):
     "However the command ends, its kernel and the kernel's workers end too"
     fakes(fake.path/'fakes', baselines=SLEEP)
-    p = fake.start('run', 'smoke', '--name', 'a')
+    p = fake.start('run', 'smoke', '--name', 'a', preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # tests in the background ignore it
     pids = fake.run('a')/'baselines'/'baselines.work'/'pids'
     wait_for(pids)
     time.sleep(.2)

@@ -118,8 +118,10 @@ def load_model(
                        f"or a hub id and a network ({str(e).splitlines()[0][:150]})") from e
     if adapter is not None:
         from peft import PeftModel
-        model = PeftModel.from_pretrained(model, str(adapter))
-        model = model.base_model.model if quantize == 'nf4' else model.merge_and_unload()
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning) # of transformers, about names that peft uses
+            model = PeftModel.from_pretrained(model, str(adapter))
+            model = model.base_model.model if quantize == 'nf4' else model.merge_and_unload()
     return model.eval(), tokenizer
 
 # %% ../../nbs/21_models.local.ipynb #3513d3dc
