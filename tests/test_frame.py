@@ -25,6 +25,7 @@ def test_bad_words(project, args, contains):
 @pytest.mark.parametrize('setting,contains', [
     ('environment=alfwurld', "no environment 'alfwurld'"),
     ("eval_splits=['unsean']", "no split 'unsean'"),
+    ('model=./nowhere', "no model './nowhere'"),
     ('eval_tasks=99', 'the split unseen has 32')])
 def test_bad_settings_are_found_by_the_stage(project, setting, contains):
     one_line_error(project.a3t('run', 'smoke', '--name', 'a', '--set', setting), contains)
