@@ -220,7 +220,7 @@ class Wording:
         action:str, # the action to be explained
     )->list: # of str; where no sentence keeps all roles, the action's own verb doesn't matter
         "All reasons that name only what was seen or asked for"
-        verb, args, held = (action.split() or [''])[0], things_in(action), held_thing(traj.actions, self.endings)
+        verb, args, held = (action.split() or [''])[0], things_in(action), held_thing([s.action for s in traj.steps if s.valid], self.endings)
         fillers = dict(enumerate([[a] for a in args]), held=held, goal=content_words(traj.goal))
         def some(same_verb, strict):
             "Sentences, with the number of words whose role they keep"

@@ -66,6 +66,10 @@ def test_held():
     assert held_thing(['take mug 1 from desk 1', 'go to shelf 1'], {'move'}) == ['mug 1']
     assert held_thing(['take mug 1 from desk 1', 'move mug 1 to shelf 1'], {'move'}) == held_thing([], {'move'}) == []
 
+def test_what_was_not_taken_is_not_held():
+    steps = (Step('', 'take mug 1 from desk 1', 'Nothing happens.', valid=False),)
+    assert all('hold' not in s for s in Wording(EXEMPLAR, AlfWorld.instruction).sentences(replace(EXEMPLAR, steps=steps), 'go to desk 1'))
+
 def test_an_exemplar_without_reasons_is_refused():
     with pytest.raises(A3TError, match='no reasons'): Wording(replace(EXEMPLAR, steps=tuple(replace(s, reason='') for s in EXEMPLAR.steps)))
 
