@@ -45,6 +45,18 @@ def find_gguf(
     return files[0]
 
 # %% ../../nbs/21_models.local.ipynb #98f55cd1
+def _whole(folder, make):
+    "A model's folder, made beside its place and moved there in one step"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix='.making-'))
+    try:
+        make(tmp)
+        tmp.chmod(0o755)
+        try: tmp.rename(folder)
+        except OSError: # somebody else was faster
+            if not (folder/'config.json').exists(): raise
+    finally: shutil.rmtree(tmp, ignore_errors=True)
+
 @quiet()
 def convert_gguf(
     gguf:Path, # a GGUF file
@@ -52,17 +64,11 @@ def convert_gguf(
 ):
     "Convert a GGUF file once; the folder appears whole or not at all"
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix='.converting-'))
-    try:
+    def make(tmp):
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
         model.save_pretrained(tmp)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(tmp)
-        tmp.chmod(0o755)
-        try: tmp.rename(folder)
-        except OSError: # somebody else was faster
-            if not (folder/'config.json').exists(): raise
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    _whole(folder, make)
 
 # %% ../../nbs/21_models.local.ipynb #8118815d
 def native_bf16(
@@ -84,7 +90,9 @@ def model_folder(
     "Where the weights of a model are; makes the embedded ones at their first use"
     if name not in ('smollm2-135m', 'tiny'): return str(name)
     folder = Path(models or data_folder()/'models')/name
-    if name == 'tiny': return str(folder) if (folder/'tokenizer.json').exists() else tiny_model(folder, max_position_embeddings=8192)
+    if name == 'tiny':
+        if not folder.exists(): _whole(folder, lambda tmp: tiny_model(tmp, max_position_embeddings=8192))
+        return str(folder)
     if not (folder/'config.json').exists():
         gguf = find_gguf()
         try: convert_gguf(gguf, folder)
