@@ -3,8 +3,8 @@ import os, random
 from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
-from a3t.core import A3TError
-from a3t.envs.alfsim import AlfSim, House, Simulator, compare, near_miss, parity, parse_facts, parse_goal, read_rules, read_words
+from a3t.core import A3TError, read_json
+from a3t.envs.alfsim import AlfSim, House, Simulator, compare, near_miss, parity, parity_report, parity_words, parse_facts, parse_goal, read_rules, read_words, transcript
 from a3t.envs.alfgen import generate_games
 from a3t.envs.alfworld import AlfWorld, Game, Games, load_games, mini_games, official_domain, official_grammar, task_type
 from a3t.envs.base import check_environment, play
@@ -102,7 +102,7 @@ def test_parity_goes_on_where_it_stopped(tmp_path, monkeypatch):
     games, file, played = mini_games(), tmp_path/'parity.jsonl', []
     import a3t.envs.alfsim as module
     true = module.compare
-    monkeypatch.setattr(module, 'compare', lambda real, sim, task, *a: played.append(task) or true(real, sim, task, *a))
+    monkeypatch.setattr(module, 'compare', lambda real, sim, task, **kw: played.append(task) or true(real, sim, task, **kw))
     tasks = list(games)
     first = parity(games, tasks[:2], episodes=1, steps=5, file=file)
     file.write_text(file.read_text() + '{"task": "cut sho')
@@ -114,6 +114,19 @@ def test_parity_goes_on_where_it_stopped(tmp_path, monkeypatch):
     parity(games, tasks, episodes=1, steps=6, file=file) # other amounts: played anew
     assert len(played) == 7
     with pytest.raises(A3TError, match='cannot write'): parity(games, tasks, episodes=1, steps=5, file=tmp_path/'no such folder'/'x')
+
+def test_finished_games_are_held_against_the_simulator_of_today(tmp_path, monkeypatch):
+    games, file = mini_games(), tmp_path/'parity.json'
+    first = parity_report(games, file, episodes=1, steps=5, stock=1, progress=False)
+    assert read_json(file) == first and first['splits'] == dict(train=1, seen=1, unseen=1) and (first['stock']['games'], first['stock']['differences']) == (1, 0)
+    task = list(games)[0]
+    assert first['mended']['digests'].split()[0] == transcript(AlfSim(games, 5), task, episodes=1, steps=5)[:8]
+    monkeypatch.setattr(Simulator, '_inventory', lambda self, *_: 'You carry nothing.')
+    monkeypatch.setattr('a3t.envs.alfsim._ALONE', dict(look=Simulator._look, inventory=Simulator._inventory, help=Simulator._help))
+    changed = parity_report(games, file, episodes=1, steps=5, progress=False)
+    assert changed['mended']['differences'] >= 3 and 'You carry nothing.' in parity_words(changed)
+    monkeypatch.undo()
+    assert parity_report(games, file, episodes=1, steps=5, progress=False)['mended'] | dict(seconds=0) == first['mended'] | dict(seconds=0)
 
 # ---- the simulator alone
 

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['RULES', 'WORDS', 'FLAGS', 'CLEAN', 'HOT', 'COOL', 'ON', 'SLICED', 'NOTHING', 'SILLY', 'parse_facts', 'parse_goal',
            'demangled', 'read_rules', 'read_words', 'bits', 'listing', 'House', 'Wish', 'Simulator', 'AlfSim', 'load',
-           'near_miss', 'explored', 'compare', 'parity']
+           'near_miss', 'explored', 'sessions', 'transcript', 'compare', 'parity', 'parity_report', 'parity_words']
 
-# %% ../../nbs/12_envs.alfsim.ipynb #78a25dce
-import functools, hashlib, json, random, re, time
+# %% ../../nbs/12_envs.alfsim.ipynb #e85a7199
+import functools, hashlib, json, platform, random, re, time
 from bisect import bisect_left
 from collections import Counter, defaultdict
+from importlib.metadata import version
 from pathlib import Path
-from ..core import A3TError, seed_for
+from ..core import A3TError, content_hash, seed_for, write_json
 from fastcore.basics import patch
 from tqdm import tqdm
 from .base import TextEnv
-from .alfworld import AlfWorld, load_games, official_domain, official_grammar, reworded
+from .alfworld import SPLITS, AlfWorld, load_games, named_games, official_domain, official_grammar, reworded
 
 # %% ../../nbs/12_envs.alfsim.ipynb #5f1c30c8
 def parse_facts(
@@ -628,32 +629,54 @@ def _difference(real, sim):
         if a != b: res[k] = dict(missing=sorted(set(a)-set(b)), extra=sorted(set(b)-set(a))) if k == 'admissible_actions' else [a, b]
     return res
 
-# %% ../../nbs/12_envs.alfsim.ipynb #f0022422
-def compare(
-    real, # `AlfWorld`
-    sim, # `AlfSim` with the same games
+# %% ../../nbs/12_envs.alfsim.ipynb #9b14cd43
+def sessions(
+    envs, # environments of the same games, the last one an `AlfSim`
     task:str, # task id
     episodes:int=2, # random episodes beside the walkthrough
     steps:int=50, # steps of a random episode
     seed:int=0, # another seed, other commands
-)->dict: # task, steps compared, differences (each with the commands that led there)
-    "Play a game on both engines; an episode ends at its first difference"
-    walk, count, differences = [*real.games[task].walkthrough, 'look', 'inventory', 'help'], 0, []
+): # yields (number of the episode, commands so far, answer of each environment)
+    "Give environments the same commands: the walkthrough, then random episodes; an episode ends where the answers part"
+    walk = [*envs[0].games[task].walkthrough, 'look', 'inventory', 'help']
+    answer = lambda env, told: (env.raw, *told)
     for e in range(episodes+1):
         rng, said = random.Random(seed_for('parity', seed, task, e)), []
-        a, b = [env.reset(options={'task':task}) for env in (real, sim)]
-        while True:
-            count += 1
-            if d := _difference((real.raw, *a), (sim.raw, *b)):
-                differences.append(dict(task=task, episode=e, commands=said, difference=d))
-                break
-            if len(said) >= (steps if e else len(walk)): break
-            said.append(explored(rng, a[-1]['admissible_actions'], sim.sim.house) if e else walk[len(said)])
-            a, b = real.step(said[-1]), sim.step(said[-1])
-        if not e and not d and walk[:-3] and not b[-1]['won']: differences.append(dict(task=task, episode=0, commands=said, difference=dict(error='the walkthrough does not win')))
-    return dict(task=task, steps=count, differences=differences)
+        answers = [answer(env, env.reset(options={'task':task})) for env in envs]
+        yield e, said, answers
+        while len(said) < (steps if e else len(walk)) and all(a == answers[0] for a in answers):
+            said.append(explored(rng, answers[0][-1]['admissible_actions'], envs[-1].sim.house) if e else walk[len(said)])
+            answers = [answer(env, env.step(said[-1])) for env in envs]
+            yield e, said, answers
 
-# %% ../../nbs/12_envs.alfsim.ipynb #55f19f0a
+def transcript(
+    env, # `AlfSim`
+    task:str, # task id
+    **amounts, # as `sessions` takes them: episodes, steps, seed
+)->str: # 16 hexadecimal digits
+    "Digest of all that an environment answers in the sessions of a task"
+    h = hashlib.sha256()
+    for _,said,(a,) in sessions([env], task, **amounts): h.update(json.dumps([said[-1:], a]).encode())
+    return h.hexdigest()[:16]
+
+# %% ../../nbs/12_envs.alfsim.ipynb #88992b73
+def compare(
+    real, # `AlfWorld`
+    sim, # `AlfSim` with the same games
+    task:str, # task id
+    **amounts, # as `sessions` takes them: episodes, steps, seed
+)->dict: # task, steps, how many of them were invalid, digest (`transcript` of the real engine), differences (each with the commands that led there)
+    "Play a game on both engines, and compare every answer"
+    h, walk, steps, invalid, differences = hashlib.sha256(), real.games[task].walkthrough, 0, 0, []
+    for e,said,(a,b) in sessions([real, sim], task, **amounts):
+        h.update(json.dumps([said[-1:], a]).encode())
+        steps, invalid = steps + bool(said), invalid + (not a[-1]['valid'])
+        d = _difference(a, b)
+        if not d and not e and len(said) == len(walk) > 0 and not b[-1]['won']: d = dict(error='the walkthrough does not win')
+        if d: differences.append(dict(task=task, episode=e, commands=list(said), difference=d))
+    return dict(task=task, steps=steps, invalid=invalid, digest=h.hexdigest()[:16], differences=differences)
+
+# %% ../../nbs/12_envs.alfsim.ipynb #b595283e
 def _done(file):
     "Lines of an earlier `parity` by what they are about; what cannot be read is played again"
     res = {}
@@ -672,30 +695,72 @@ def _append(file, d):
             f.write(b'\n'*bool(cut) + json.dumps(d).encode() + b'\n')
     except OSError as e: raise A3TError(f'cannot write {file}: {e.strerror or e}; mend that and start again: finished games are kept') from e
 
-def _compared(real, sim, task, *args):
+def _compared(real, sim, task, **amounts):
     "`compare`, with errors of the two engines as differences"
-    try: return compare(real, sim, task, *args)
-    except A3TError as e: return dict(task=task, steps=0, differences=[dict(task=task, episode=0, commands=[], difference=dict(error=str(e)))])
+    start = time.perf_counter()
+    try: d = compare(real, sim, task, **amounts)
+    except A3TError as e: d = dict(task=task, steps=0, invalid=0, digest='', differences=[dict(task=task, episode=0, commands=[], difference=dict(error=str(e)))])
+    return dict(d, seconds=round(time.perf_counter() - start, 2))
 
-# %% ../../nbs/12_envs.alfsim.ipynb #edcfbd49
+def _still(sim, known, task, **amounts):
+    "Does the simulator still say what the real engine said?"
+    try: return not known['differences'] and known['digest'] == transcript(sim, task, **amounts)
+    except A3TError: return False
+
+# %% ../../nbs/12_envs.alfsim.ipynb #f9e5b43a
 def parity(
     games, # `Games`, or a source that `load_games` takes
     tasks=None, # task ids; all by default
     episodes:int=2, # random episodes of each game, beside its walkthrough
     steps:int=50, # steps of a random episode
     seed:int=0, # another seed, other commands
-    file=None, # JSON lines, one a game: what is in it already is not played again
+    file=None, # JSON lines, one a game: what is in it, only the simulator plays again
     progress:str=None, # label of the progress bar; none by default
     mend:bool=True, # compare with the mended engine; `False` for the stock one
-)->dict: # games, steps, differences, first (up to 5 differences in full), seconds
+)->dict: # games, steps, invalid, differences, first (up to 5 differences in full), seconds, digests (8 digits for each game)
     "Play games on AlfWorld's engine and the simulator, and count what differs"
-    real, start = AlfWorld(games, max_steps=steps, mend=mend), time.perf_counter()
-    sim, done, res = AlfSim(real.games, max_steps=steps), _done(file), []
+    real, amounts = AlfWorld(games, max_steps=steps, mend=mend), dict(episodes=episodes, steps=steps, seed=seed)
+    sim, done, res, engine = AlfSim(real.games, max_steps=steps), _done(file), [], f"textworld {version('textworld')} alfworld {version('alfworld')}{'' if mend else ' stock'}"
     for task in tqdm(list(real.games if tasks is None else tasks), desc=progress, disable=progress is None):
-        about = f'{real.games[task].hash[:16]} {episodes}x{steps} seed {seed}'
-        if (d := done.get((task, about))) is None:
-            d = dict(about=about, **_compared(real, sim, task, episodes, steps, seed))
+        about = f'{real.games[task].hash[:16]} {episodes}x{steps} seed {seed} {engine}'
+        d = done.get((task, about))
+        if d is None or not _still(sim, d, task, **amounts):
+            d = dict(about=about, **_compared(real, sim, task, **amounts))
             if file: _append(file, d)
         res.append(d)
-    found = [x for d in res for x in d['differences']]
-    return dict(games=len(res), steps=sum(d['steps'] for d in res), differences=len(found), first=found[:5], seconds=round(time.perf_counter()-start, 1))
+    found, total = [x for d in res for x in d['differences']], lambda k: sum(d[k] for d in res)
+    return dict(engine=engine, games=len(res), steps=total('steps'), invalid=total('invalid'), differences=len(found), first=found[:5],
+                seconds=round(total('seconds')), digests=' '.join(d['digest'][:8] for d in res))
+
+# %% ../../nbs/12_envs.alfsim.ipynb #fb0c51bc
+def parity_report(
+    games, # as `named_games` takes it: a packed file, 'official' or 'generated'
+    file, # JSON file to write; the lines of the games go beside it, `*.jsonl`
+    episodes:int=2, # random episodes of each game, beside its walkthrough
+    steps:int=50, # steps of a random episode
+    n:int=0, # number of games, drawn over all types; 0: all
+    stock:int=0, # so many of them are also played on the untouched engine
+    generator:dict=None, # for generated games: what `generate_games` takes
+    progress:bool=True, # show a progress bar
+)->dict: # what was written: which games, counts, differences, digests
+    "Hold the simulator against AlfWorld's engine, and write down what came of it"
+    name, games, file = str(games), named_games(games, generator), Path(file)
+    def some(k): return sorted(sorted(games, key=lambda t: content_hash(['parity', t]))[:k or None])
+    def run(tasks, mend): return parity(games, tasks, episodes, steps, file=file.with_suffix('.jsonl'), progress=('parity' if mend else 'stock')*progress or None, mend=mend)
+    tasks = some(n)
+    kinds = {s:len([t for t in tasks if t.startswith(folder+'/')]) for s,folder in SPLITS.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    res = dict(games=Path(name).name, splits=kinds, hash=content_hash([[t, games[t].hash] for t in tasks]), episodes=episodes, steps=steps,
+               python=platform.python_version(), mended=run(tasks, True), stock=run(some(min(stock, len(tasks))), False) if stock else None)
+    write_json(file, res)
+    return res
+
+def parity_words(
+    report:dict, # from `parity_report`
+)->str: # a few lines
+    "A parity report to read"
+    res = [f"{report['games']}: {', '.join(f'{n:,} {s}' for s,n in report['splits'].items() if n)}; panel {report['hash'][:12]}"]
+    for k in ('mended', 'stock'):
+        if r := report[k]: res.append(f"{k} engine: {r['games']:,} games, {r['steps']:,} steps ({r['invalid']:,} of them not allowed), {r['differences']:,} differences ({r['engine']})")
+        for d in r['first'] if r else (): res.append(f"  {d['task']}, episode {d['episode']}, after {d['commands']}: {d['difference']}")
+    return '\n'.join(res)
