@@ -77,7 +77,7 @@ async def episode(
         end = terminated or truncated or (patience and invalid_run(traj) >= patience)
     return traj
 
-# %% ../nbs/30_agents.ipynb #513d33b9
+# %% ../nbs/30_agents.ipynb #1aa16d59
 def rollout(
     make_env, # function without arguments that makes an environment
     tasks, # list of task ids, or of (task id, seed)
@@ -85,6 +85,7 @@ def rollout(
     seed:int=0, # everything random
     progress:str=None, # label of the progress bar; none by default
     limit:int=64, # episodes at once
+    processes:int=1, # see `gather`
     **kwargs, # further arguments of `episode`
 )->list: # of `Trajectory`, in the order of the tasks
     "One episode for each task"
@@ -95,7 +96,7 @@ def rollout(
         traj = await episode(env, task, policy, seed=s, **kwargs)
         free.append(env)
         return traj
-    return gather([one(t) for t in tasks], progress, limit=limit)
+    return gather([one(t) for t in tasks], progress, limit, processes)
 
 # %% ../nbs/30_agents.ipynb #52d75dd0
 def sample_action(
@@ -199,7 +200,7 @@ def filled(
         if all(fits(name, v) for (k, name),v in fill.items() if k == 'goal'): res.append(''.join(fill.get(p, p) for p in pat))
     return res
 
-# %% ../nbs/30_agents.ipynb #0cbd6ef1
+# %% ../nbs/30_agents.ipynb #242e139c
 class Wording:
     "What can be said about an action, in the exemplar's words"
     def __init__(self,
@@ -233,7 +234,7 @@ class Wording:
         found = next((f for f in (list(some(*x)) for x in ((True, True), (True, False), (False, True), (False, False))) if f), [])
         return list(dict.fromkeys(t for t,n in found if n == max(n for _,n in found)))
 
-# %% ../nbs/30_agents.ipynb #b111e41f
+# %% ../nbs/30_agents.ipynb #73c8ff42
 @lru_cache(2**16)
 def _token_ids(tokenizer, text): return tuple(tokenizer(text, add_special_tokens=False).input_ids)
 
@@ -242,14 +243,16 @@ class OneOf:
     def __init__(self,
         tokenizer, # a transformers tokenizer
         texts, # the answers that are allowed
-    ): self.ways = [_token_ids(tokenizer, t) for t in texts]
+    ):
+        self.follows = defaultdict(dict) # token ids so far → what may come next, in order of appearance
+        for ids in (_token_ids(tokenizer, t) for t in texts):
+            for n in range(len(ids)): self.follows[ids[:n]][ids[n]] = None
 
     def next(self,
-        ids:list, # token ids so far
+        ids, # token ids so far
     )->list: # token ids that may follow
         "What may come next"
-        n = len(ids)
-        return sorted({w[n] for w in self.ways if len(w) > n and w[:n] == tuple(ids)})
+        return sorted(self.follows.get(tuple(ids), ()))
 
     def forced(self,
         ids:list, # token ids so far

@@ -48,7 +48,7 @@ async def compose(
     traj = await episode(env, task, composer, seed, source='composed', round=round)
     return replace(traj, steps=tuple(replace(s, actor=a) for s,a in zip(traj.steps, composer.actors)))
 
-# %% ../nbs/31_compose.ipynb #8aed6ff9
+# %% ../nbs/31_compose.ipynb #ee53194f
 def compose_all(
     make_env, # function without arguments that makes an environment
     tasks, # task ids that the policy failed
@@ -60,6 +60,7 @@ def compose_all(
     seed:int=0, # everything random
     progress:str=None, # label of the progress bar; none by default
     limit:int=64, # tasks at once
+    processes:int=1, # see `gather`
     **kwargs, # further arguments of `compose`
 )->list: # of `Trajectory`, successes and failures
     "Compose trajectories for each task, as many as the budget says"
@@ -75,7 +76,7 @@ def compose_all(
             block = max(least - len(made), 1) if stop_successes else most
             made += await asyncio.gather(*(one(task, n) for n in range(len(made), min(len(made) + block, most))))
         return made
-    return [t for made in gather([some(t) for t in tasks], progress, limit=limit) for t in made]
+    return [t for made in gather([some(t) for t in tasks], progress, limit, processes) for t in made]
 
 # %% ../nbs/31_compose.ipynb #b3411c21
 async def annotate(

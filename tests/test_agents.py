@@ -53,9 +53,9 @@ def test_the_exemplar_explains_itself():
 
 @pytest.mark.parametrize('goal,before,action,there,never', [
     ('clean some fork and put it in shelf.', [], 'go to desk 1', 'I need a fork and there is none here.', 'need a clean'),
-    ('clean some fork and put it in shelf.', ['take fork 2 from desk 1'], 'go to sinkbasin 1', 'I hold fork 2 and it must be clean.', 'shelf'),
+    ('clean some fork and put it in shelf.', ['take fork 2 from desk 1'], 'go to sinkbasin 1', 'I hold fork 2 and the task says clean.', 'shelf'),
     ('clean some fork and put it in shelf.', ['take fork 2 from desk 1', 'clean fork 2 with sinkbasin 1'], 'go to shelf 3', 'I hold fork 2 and it must be in shelf.', 'clean'),
-    ('heat some cup and put it in shelf.', ['take cup 2 from desk 1'], 'heat cup 2 with microwave 1', 'I hold cup 2 and it must be heat.', 'mug'),
+    ('heat some cup and put it in shelf.', ['take cup 2 from desk 1'], 'heat cup 2 with microwave 1', 'I hold cup 2 at microwave 1 and the task says heat.', 'mug'),
     ('put two bowl in shelf.', ['take bowl 2 from desk 1', 'move bowl 2 to shelf 1'], 'go to desk 1', 'I need a bowl and there is none here.', 'hold'),
     ('find two bowl and put them in shelf.', [], 'take bowl 2 from desk 1', 'I need a bowl and here is bowl 2.', 'none here')])
 def test_names_keep_their_roles(goal, before, action, there, never):

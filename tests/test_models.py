@@ -1,4 +1,4 @@
-import asyncio, os, random
+import asyncio, os, random, sys
 os.environ.setdefault('HF_HUB_OFFLINE', '1') # a wrong name fails at once
 
 import pytest, torch
@@ -364,3 +364,40 @@ def test_gather_is_ordered_and_limited():
 def test_scripted_adapter():
     lm = ScriptedModel(lambda p: 'yes')
     assert lm.adapter('x').path == 'x' and lm.path is None
+
+# ---- processes
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='forks share the weights on Linux only')
+def test_processes_give_the_same(tiny):
+    model, tok = tiny()
+    lm = LocalModel(model, tok)
+    want = gather([turns(lm, s) for s in range(5)])
+    assert gather([turns(lm, s) for s in range(5)], processes=2) == want
+    assert gather([turns(lm, 7)], processes=2) == gather([turns(lm, 7)])
+    async def dies(): os._exit(3)
+    with pytest.raises(A3TError, match='worker process died'): gather([turns(lm, 1), dies()], processes=2)
+    async def lambdas(): return lambda: 1
+    with pytest.raises(A3TError, match='cannot send back'): gather([lambdas(), lambdas()], processes=2)
+    async def inside(): return [gather([turns(lm, 3), turns(lm, 4)], processes=2)]
+    assert gather([inside()])[0][0] == want[3:]
+
+@pytest.mark.skipif(not local.native_bf16(), reason='this CPU does not multiply bf16 numbers')
+def test_sorted_weights_give_the_same_and_leave_no_trace(tiny):
+    model, tok = tiny(dtype=torch.bfloat16)
+    ids = torch.tensor([encode_segments(tok, text(0, 30))])
+    with torch.no_grad(): want = model(ids).logits
+    work = local.sorted_weights(model)
+    assert len(work) == sum(type(l) is torch.nn.Linear for l in model.modules()) > 0
+    with local.lent(work), torch.inference_mode(): got = model(ids).logits
+    assert torch.allclose(got, want, atol=.05, rtol=.05)
+    assert not any('forward' in vars(l) for l in model.modules())
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_long_common_beginning_is_read_from_memory_once(tiny, kind):
+    model, tok = tiny(kind)
+    head = 'You are in a room. '*100
+    prompts = [head + text(i, 5 + 30*(i%3)) for i in range(9)]
+    lm = LocalModel(model, tok)
+    got = complete(lm, prompts, max_tokens=12)
+    assert len(encode_segments(tok, head)) > 2*local.BLOCK
+    for p,c in zip(prompts, got): assert c.token_ids == reference(model, tok, p, 12)

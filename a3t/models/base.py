@@ -6,8 +6,8 @@
 __all__ = ['Completion', 'LanguageModel', 'as_segments', 'encode_segments', 'toy_tokenizer', 'decode_after', 'gather',
            'cut_at_stop', 'ScriptedModel']
 
-# %% ../../nbs/20_models.base.ipynb #442cb5d1
-import asyncio, copy, json, threading, warnings
+# %% ../../nbs/20_models.base.ipynb #b90d9e0a
+import asyncio, copy, json, multiprocessing, multiprocessing.connection, signal, threading, warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from tqdm import tqdm
@@ -24,9 +24,11 @@ class Completion:
     prompt_tokens:int    # tokens of the prompt
     finish:str           # 'stop' (a stop string), 'end' (the end token) or 'length' (max_tokens or the context is full)
 
-# %% ../../nbs/20_models.base.ipynb #9abf8fdd
+# %% ../../nbs/20_models.base.ipynb #d97e9237
 class LanguageModel:
     "What an agent may ask of a language model"
+    processes = 1 # in how many processes `gather` may divide its work
+
     async def complete(self,
         prompt, # str, or a sequence of str segments, each tokenised on its own
         *, stop=(), # strings that end the answer; they are not part of it
@@ -119,35 +121,40 @@ def decode_after(
     head = _encode(tokenizer, '\n.')
     return text(list(head) + list(ids))[len(text(head)):]
 
-# %% ../../nbs/20_models.base.ipynb #8474ec86
-async def _gather(coros, progress, limit):
+# %% ../../nbs/20_models.base.ipynb #17784eba
+async def _gather(coros, limit, done):
     "Run coroutines, at most `limit` at once; the first error ends them all"
-    coros = list(coros)
-    bar = tqdm(total=len(coros), desc=progress, disable=progress is None)
     res, todo = [None]*len(coros), iter(enumerate(coros))
     async def worker():
         for i,c in todo:
             res[i] = await c
-            bar.update()
+            done()
     tasks = [asyncio.ensure_future(worker()) for _ in range(min(limit or len(coros), len(coros)))]
     try: await asyncio.gather(*tasks)
     finally:
         for t in tasks: t.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for c in coros: c.close()
-        bar.close()
     return res
 
-# %% ../../nbs/20_models.base.ipynb #dc78a726
+def _run(coro):
+    "Run a coroutine to its end, whether an event loop is running here or not"
+    try: asyncio.get_running_loop()
+    except RuntimeError: return asyncio.run(coro)
+    return _in_thread(coro)
+
+# %% ../../nbs/20_models.base.ipynb #3cfeb182
 def gather(
     coros, # coroutines, e.g. episodes
     progress:str=None, # label of the progress bar; none by default
     limit:int=64, # how many may be under way at once; `None` is all
+    processes:int=1, # how many processes share them; more than one where `LanguageModel.processes` says so
 )->list: # their results, in order
     "Run coroutines together to their end; the first error stops all and is raised"
-    try: asyncio.get_running_loop()
-    except RuntimeError: return asyncio.run(_gather(coros, progress, limit))
-    return _in_thread(_gather(coros, progress, limit))
+    coros = list(coros)
+    with tqdm(total=len(coros), desc=progress, disable=progress is None) as bar:
+        if (n := min(processes, len(coros))) < 2: return _run(_gather(coros, limit, bar.update))
+        return _forked(coros, n, limit and -(-limit//n), bar.update)
 
 def _in_thread(coro):
     "Run a coroutine in an event loop of its own, beside the one that is running here"
@@ -167,6 +174,41 @@ def _in_thread(coro):
         raise
     if 'error' in box: raise box['error']
     return box['value']
+
+# %% ../../nbs/20_models.base.ipynb #16661d3a
+def _child(conn, coros, limit):
+    "What a forked process does: its share of the coroutines, on one core"
+    import ctypes, sys, torch
+    if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL) # it ends with its parent
+    torch.set_num_threads(1)
+    try: message = ('result', asyncio.run(_gather(coros, limit, lambda: conn.send(('done', None)))))
+    except BaseException as e: message = ('error', e)
+    try: conn.send(message)
+    except BaseException as e: conn.send(('error', A3TError(f'a worker process cannot send back {type(message[1]).__name__}: {message[1]!r:.300} ({e})')))
+
+def _forked(coros, n, limit, done):
+    "Share coroutines out to forked processes"
+    fork, res, share = multiprocessing.get_context('fork'), [None]*len(coros), {}
+    try:
+        for i in range(n):
+            here, there = fork.Pipe()
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', DeprecationWarning) # forking beside threads: the child uses none of them
+                child = fork.Process(target=_child, args=(there, coros[i::n], limit), daemon=True)
+                child.start()
+            there.close()
+            share[here] = i, child
+        while share:
+            for conn in multiprocessing.connection.wait(list(share)):
+                try: what, value = conn.recv()
+                except EOFError: raise A3TError('a worker process died, for want of memory perhaps: start again, with fewer slots') from None
+                if what == 'error': raise value
+                if what == 'done': done()
+                else: res[share.pop(conn)[0]::n] = value
+    finally:
+        for _,child in share.values(): child.kill()
+        for c in coros: c.close()
+    return res
 
 # %% ../../nbs/20_models.base.ipynb #ae4ca542
 def cut_at_stop(
