@@ -1,0 +1,322 @@
+"""WebShop: the original's rewards, goals, searches and pages; bad data, bad actions, many episodes"""
+import json, lzma, os, random, tracemalloc
+from dataclasses import replace
+from pathlib import Path
+import pytest
+from hypothesis import given, settings, strategies as st
+from a3t.core import A3TError, content_hash
+from a3t.envs import webshop
+from a3t.envs.webshop import *
+from a3t.envs.base import check_environment, load_environment, play, replay_equal
+from a3t.envs.shopgen import generate_shop
+
+ROOT = Path(__file__).parents[1]
+PLACES = [Path(p) for p in (os.environ.get('WEBSHOP_DATA'), ROOT/'data'/'webshop', Path(os.environ.get('A3T_SHARED') or ROOT.parent/'shared')/'data'/'webshop') if p]
+DATA = next((p for p in PLACES if (p/'reward_reference.json.xz').exists()), None)
+needs_data = pytest.mark.skipif(DATA is None, reason="needs WebShop's products and reference values: put them into data/webshop or set WEBSHOP_DATA to their folder")
+
+@pytest.fixture(scope='session')
+def folder(tmp_path_factory): return tmp_path_factory.mktemp('shops')
+
+@pytest.fixture(scope='session')
+def source(folder): return generate_shop(seed=3, products=200, folder=folder)
+
+@pytest.fixture(scope='session')
+def shop(folder, source): return Shop(prepare_shop(source, folder/'prepared'))
+
+@pytest.fixture(scope='session')
+def official(folder): return Shop(prepare_shop(DATA, folder/'prepared'))
+
+def reference(name): return read_file(DATA/f'{name}.json.xz')
+def as_goal(g): return Goal(g['asin'], g['instruction_text'], tuple(g['attributes']), g['goal_options'], g['price_upper'], g['query'], g['name'], g['product_category'], '')
+
+# -- what the original computes
+
+@needs_data
+def test_rewards_of_the_original(official):
+    ref = reference('reward_reference')
+    assert len(ref['rows']) > 400
+    for row in ref['rows']:
+        goal = as_goal(row['goal'])
+        r, parts = shop_reward(official.product(row['asin']), goal, row['price'], row['options'], ref['title_nouns'][goal.asin])
+        assert r == row['reward'] and {k:parts.get(k) for k in row['info']} == row['info'], row
+        assert tuple(ref['title_nouns'][row['asin']]) == official.product(row['asin']).nouns
+
+@needs_data
+def test_searches_of_the_original(official):
+    ref = reference('search_reference')
+    sets = sum(set(official.hits(q)) == {i for i,_ in hits} for q,hits in ref.items())
+    order = sum(list(official.hits(q)) == [i for i,_ in hits] for q,hits in ref.items())
+    assert sets >= .995*len(ref) and order >= .99*len(ref), (sets, order, len(ref))
+    for q, hits in ref.items():
+        scores = dict(official.index.search(q))
+        assert all(abs(scores[i] - s) < 1e-3 for i,s in hits)
+
+@needs_data
+def test_goals_of_the_original(official):
+    cut = lambda text: webshop._PRICE.sub('', text)
+    for kind in KINDS:
+        given_, order = official._given[kind], webshop.np.load(official.folder/f'{kind}.npy')
+        assert len(given_) == len(order)
+        for g,(d, n) in zip(given_, order): # our own goals, in the original's order; only the price limits are its own
+            goal = make_goal(official._unpack(int(d)), kind, int(n), official.price(g['asin']))
+            options = goal.options if kind == 'synthetic' else list(goal.options)
+            assert (goal.asin, cut(goal.text), list(goal.attributes), options, goal.query, goal.path) == (g['asin'], cut(g['instruction_text']), g['attributes'], g['goal_options'], g['query'], g['product_category'])
+
+@needs_data
+@pytest.mark.parametrize('player, reward, success', [(first_hit, 57.1, 2.2), (substring_options, 79.5, 56.6), (oracle, 99.4, 96.)])
+def test_baselines_of_the_original(official, player, reward, success):
+    env = WebShop(official, max_steps=30, instructions='synthetic', split_by='index')
+    done = [play(env, t, player(env)) for t in env.tasks('test')]
+    got = 100*sum(t.reward for t in done)/len(done), 100*sum(t.won for t in done)/len(done)
+    assert len(done) == 500 and abs(got[0] - reward) < 6 and abs(got[1] - success) < 6, got
+
+@needs_data
+def test_buying_the_exact_target(official):
+    goals, rate = Goals(official, 'synthetic'), {}
+    for r in REWARDS:
+        won = [official.reward(g.asin, g, g.options, r)[0] == 1 for g in map(goals.__getitem__, goals)]
+        rate[r] = 100*sum(won)/len(won)
+    assert abs(rate['original'] - 93.4) < .1 and rate['mended'] == 100, rate
+
+@needs_data
+def test_the_official_environment(official):
+    for kind, by in (('synthetic', 'product'), ('synthetic', 'index'), ('human', 'product')): check_environment(WebShop(official, instructions=kind, split_by=by))
+    assert all(good for good, what, _ in check_data(official) if 'human, by index' not in what)
+
+# -- pages, word for word
+
+ITEM = dict(asin='B000000001', name='Mug & Spoon <b>"set"</b>', category='garden', query=' Mugs ', product_category='Home › Kitchen › Mugs', pricing='$5.0 - $7.5', full_description='Holds  tea. ',
+            small_description=['Big ', ''], customization_options={'Color':[{'value':'Navy/White'}, {'value':'28" wide'}], 'Size':None})
+
+def small(tmp_path, items, tags=None, asked=None, **files):
+    source = tmp_path/'source'
+    source.mkdir(exist_ok=True)
+    for name, content in dict(items_shuffle=items, items_ins_v2=tags or {}, items_human_ins=asked or {}, **files).items(): (source/f'{name}.json').write_text(json.dumps(content))
+    return Shop(prepare_shop(source, tmp_path/'prepared'))
+
+def ask(*asins): return {a:[dict(instruction=f'i want {a}.', instruction_attributes=['big'], instruction_options=['navy | white'])] for a in asins}
+
+@pytest.fixture
+def mug(tmp_path):
+    items = [ITEM] + [dict(ITEM, asin=f'B00000000{i}', name=f'Mug {i}') for i in range(2, 4)]
+    return small(tmp_path, items, {i['asin']:dict(attributes=['big']) for i in items}, ask(*(i['asin'] for i in items)))
+
+def pages(shop, form, actions):
+    env = WebShop(shop, pages=form)
+    goal = next(t for s in env.splits for t in env.tasks(s) if 'B000000001' in t)
+    obs, info = env.reset(options={'task':goal})
+    return env, info['goal'], [obs] + [env.step(a)[0] for a in actions]
+
+WALK = ['search[mug spoon]', 'click[b000000001]', 'click[navy | white]', 'click[description]', 'click[< prev]', 'click[features]', 'click[< prev]', 'click[reviews]', 'click[< prev]', 'click[buy now]']
+
+def test_text_pages(mug):
+    env, goal, got = pages(mug, 'text', WALK)
+    head = f'Instruction: [SEP] {goal} [SEP] Back to Search'
+    item = f'{head} [SEP] < Prev [SEP] color [SEP] navy | white [SEP] 28" wide [SEP] Mug & Spoon <b>"set"</b> [SEP] Price: $5.0 to $7.5 [SEP] Rating: N.A. [SEP] Description [SEP] Features [SEP] Reviews [SEP] Buy Now'
+    results = f'{head} [SEP] Page 1 (Total results: 3) [SEP] Next > [SEP] B000000001 [SEP] Mug & Spoon <b>"set"</b> [SEP] $5.0 to $7.5'
+    assert got[0] == f'WebShop [SEP] Instruction: [SEP] {goal} [SEP] Search'
+    assert got[1].startswith(results) and got[2] == got[3] == got[5] == item
+    assert got[4] == f'{head} [SEP] < Prev [SEP] Holds  tea.' and got[6] == f'{head} [SEP] < Prev [SEP] Big [SEP] ' and got[8] == f'{head} [SEP] < Prev'
+    assert got[10].startswith('Thank you for shopping with us! [SEP] Your code: [SEP] None [SEP] (Paste it in your MTurk interface.) [SEP] Purchased [SEP] asin [SEP] B000000001 [SEP] options [SEP] {"color": "navy | white"} [SEP] attrs')
+    assert got[10].endswith('Reward [SEP] Your score (min 0.0, max 1.0) [SEP] 1.0 [SEP] Reward Details [SEP] None')
+
+def test_rich_pages(mug):
+    env, goal, got = pages(mug, 'text_rich', WALK[:3] + ['click[< prev]'])
+    head = f'Instruction:\n{goal}\n[button] Back to Search [button_]\n'
+    tail = 'Mug & Spoon <b>"set"</b>\nPrice: $5.0 to $7.5\nRating: N.A.\n[button] Description [button_]\n[button] Features [button_]\n[button] Reviews [button_]\n[button] Buy Now [button_]\n'
+    assert got[0] == f'WebShop\nInstruction: \n{goal}\n[button] Search [button_]\n'
+    assert got[1].startswith(f'{head}Page 1 (Total results: 3)\n[button] Next > [button_]\n\n[button] B000000001 [button_]\nMug & Spoon <b>"set"</b>\n$5.0 to $7.5\n')
+    assert got[2] == f'{head}[button] < Prev [button_]\ncolor\n  [button] navy | white [button_]\n  [button] 28" wide [button_]\n{tail}'
+    assert got[3] == f'You have clicked navy | white.\n{head}[button] < Prev [button_]\ncolor\n  [clicked button] navy | white [clicked button_]\n  [button] 28" wide [button_]\n{tail}'
+    assert '\n[clicked button] B000000001 [clicked button_]\n' in got[4]
+
+def test_what_the_original_does_with_odd_actions(mug):
+    env, goal, _ = pages(mug, 'text', [])
+    step = lambda a: (lambda o, r, te, tr, i: (env.page, i['valid']))(*env.step(a))
+    assert step('click[search]') == ('search', False) and step('search[]') == ('search', False) and step('Search[mug]') == ('search', False)
+    assert step('click[buy now]') == ('search', False)
+    assert step('search[MUG]') == ('results', True) and env.query == 'mug'
+    assert step('click[Next >]') == ('results', True) and env.number == 2 and not env._shown() # it is always there, and leads to empty pages
+    assert step('click[< prev]') == ('results', True) and env.number == 1 and step('click[< prev]') == ('results', False)
+    assert step('click[B000000001]') == ('item', True) and step('click[28" wide]') == ('item', True) and env.options == {'color':'28" wide'}
+    assert step('click[navy | white] because it is blue') == ('item', True) and env.options == {'color':'navy | white'}
+    assert step('search[spoon]') == ('results', True) and env.options == {} and env.seen == {'B000000001'}
+    assert step('search[a] click[b]') == ('results', False) and step('search[a\nb]') == ('results', False)
+    assert step('click[back to search]') == ('search', True) and not env.seen
+
+def test_reviews_and_rating(tmp_path):
+    items = [dict(ITEM, asin=f'B{i}') for i in range(4)]
+    shop = small(tmp_path, items, {}, ask('B0', 'B1', 'B2', 'B3'), reviews=[dict(asin='B0', average_rating='4.5', reviews=[dict(title='Good', stars='5', review='I like it.')])])
+    env = WebShop(shop)
+    env.reset(options={'task':env.tasks('train')[0]})
+    env.step('search[mug]')
+    assert 'Rating: 4.5' in env.step('click[b0]')[0]
+    assert env.step('click[reviews]')[0].endswith('"Good" [SEP] 5 [SEP] I like it.')
+
+def test_html_in_a_title_stays_text(mug):
+    env, _, _ = pages(mug, 'text', ['search[mug spoon set]'])
+    assert '<b>"set"</b>' in env._text()
+
+# -- the environment
+
+def test_contract(shop):
+    for form in PAGES:
+        for kind in KINDS:
+            for split in SPLITS: check_environment(WebShop(shop, instructions=kind, pages=form), split)
+
+def test_exemplar_is_what_a_real_shop_answers(tmp_path):
+    shop = small(tmp_path, MINI_ITEMS, MINI_TAGS, {**MINI_ASKED, **ask('MINI000002', 'MINI000003')}, product_prices={'MINI000004':12.})
+    for form in PAGES:
+        env = WebShop(shop, pages=form)
+        ours, task = exemplar(form), next(t for s in SPLITS for t in env.tasks(s) if 'MINI000001' in t)
+        assert shop.hits('green linen tablecloth machine washable') == webshop.MiniShop().hits('')
+        env.goals._stored[ours.task] = None
+        assert replay_equal(ours, play(env, ours.task, ours.actions)) and ours.won and all(s.reason for s in ours.steps), task
+
+def test_moments(shop):
+    env, rng = WebShop(shop, max_steps=10**9), random.Random(0)
+    _, info = env.reset(options={'task':env.tasks('train')[5]})
+    for _ in range(300):
+        moment, key, page = env.save(), env.key(), env._text()
+        action = rng.choice(info['admissible_actions'])
+        after = env.step(action)[:2]
+        assert env.restore(moment)['admissible_actions'] == info['admissible_actions']
+        assert (env.save(), env.key(), env._text()) == (moment, key, page) and env.step(action)[:2] == after
+        info = env.restore(env.save())
+
+def test_reward_and_end(shop):
+    env = WebShop(shop)
+    for t in env.tasks('test')[:20]:
+        traj = play(env, t, oracle(env))
+        assert traj.won == (traj.reward == 1) and traj.steps[-1].action == 'click[buy now]'
+    env.reset(options={'task':t})
+    ends = [env.step('nonsense')[2:4] for _ in range(15)]
+    assert ends[-1] == (False, True) and not any(a or b for a,b in ends[:-1])
+
+def test_goals_do_not_depend_on_the_process(shop, source, folder):
+    env, again = WebShop(shop), WebShop(Shop(prepare_shop(source, folder/'prepared')))
+    random.seed(5)
+    for t in env.tasks('train')[:50]: assert env.goals[t] == again.goals[t]
+    assert env.tasks('test') == again.tasks('test')
+
+def test_no_product_is_in_two_splits(shop):
+    for kind in KINDS:
+        sets = [{t.split('/')[1].rsplit('-', 1)[0] for t in Goals(shop, kind).tasks(s)} for s in SPLITS]
+        assert all(sets) and len(set.union(*sets)) == sum(map(len, sets))
+
+def test_searches_come_from_the_instruction(shop):
+    for kind in KINDS:
+        goals = Goals(shop, kind)
+        for t in list(goals)[:100]:
+            text = goals[t].text
+            found = searches(text)
+            assert 1 <= len(found) <= 12 and all(f in ' '.join(text.lower().split()) for f in found)
+            assert not any('price lower' in f for f in found)
+    assert searches(', and price lower than 10.00 dollars') and searches('[]') and searches('') == ('product',)
+
+def test_settings(shop, monkeypatch, tmp_path):
+    for bad in (dict(pages='html'), dict(rewards='best'), dict(instructions='none'), dict(split_by='luck')):
+        with pytest.raises(A3TError): WebShop(shop, **bad)
+    env = load_environment('webshop', games=str(shop.meta['source']), max_steps=3, pages='short') if Path(shop.meta['source']).exists() else None
+    assert env.max_steps == 3 and env.pages == 'short'
+    monkeypatch.setenv('WEBSHOP_DATA', str(tmp_path))
+    with pytest.raises(A3TError, match='items_shuffle'): load_environment('webshop', games='official')
+    assert check_data('official')[0][0] is False
+
+# -- rewards
+
+P = Product('A', 'Standing Desk', 'A desk.', ('Solid wood.',), 'garden', 'desks', 'Home › Office › Desks', (50.,), {'color':('tan', 'red'), 'size':('6', '6.5')}, ('easy assemble',), ('standing', 'desk'))
+G = Goal('A', '', ('easy assembly', 'solid wood'), {'size':'6', 'fit type':'standard'}, 60., 'desks', P.title, P.path, 'garden')
+
+def test_parts_of_the_reward():
+    assert shop_reward(P, G, 50., {'size':'6', 'fit type':'standard'}, P.nouns)[0] == .8 # 'standard' contains 'tan': the bought side becomes a colour, the goal's does not
+    assert shop_reward(P, G, 50., {'size':'6', 'fit type':'standard'}, P.nouns, 'mended')[0] == 1
+    assert shop_reward(P, replace(G, options=('6',)), 50., {'size':'6.5'}, P.nouns)[0] == 1 and shop_reward(P, replace(G, options=('6',)), 50., {'size':'6.5'}, P.nouns, 'mended')[0] == .75
+    assert shop_reward(P, replace(G, options=()), 60.01, {}, P.nouns)[0] == 2/3 and 'r_option' not in shop_reward(P, replace(G, options=()), 1., {}, P.nouns)[1]
+    other = replace(P, query='x', path='y')
+    for nouns, r in (((), .5), (('desk',)*6, .5), (('desk',)*4, 1.), (('desk',)*11, .1), (('lamp',), 0.)): assert type_reward(other, G, nouns)['r_type'] == r, nouns
+    assert type_reward(P, G, ())['r_type'] == 1 and type_reward(replace(P, query='x', path='Home › Office'), G, ('desk',)*6)['r_type'] == 1
+    with pytest.raises(A3TError): shop_reward(P, G, 1., {}, (), 'other')
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(max_size=20), max_size=4), st.dictionaries(st.text(max_size=8), st.text(max_size=20), max_size=4), st.floats(0, 1e6), st.lists(st.text(max_size=10), max_size=8))
+def test_a_reward_is_between_0_and_1(attributes, options, price, nouns):
+    for wanted in (options, tuple(options.values())):
+        for r in REWARDS: assert 0 <= shop_reward(P, replace(G, attributes=tuple(attributes), options=wanted), price, options, nouns, r)[0] <= 1
+
+# -- bad data
+
+def test_broken_files(tmp_path, source):
+    files = shop_sources(source)
+    for text, why in (('[{"asin": "A"}, {"as', 'cut short'), ('{"asin": 3', 'cut short'), ('[1, 2]', 'should be'), ('', 'cut short'), ('[]', 'no products')):
+        (tmp_path/'items_shuffle.json').write_text(text); (tmp_path/'items_ins_v2.json').write_text('{}')
+        with pytest.raises(A3TError, match=why): prepare_shop(tmp_path, tmp_path/'p')
+    (tmp_path/'items_shuffle.json').write_text(json.dumps([ITEM])); (tmp_path/'items_ins_v2.json').write_text('{"a')
+    with pytest.raises(A3TError, match='not valid JSON'): prepare_shop(tmp_path, tmp_path/'p')
+    (tmp_path/'items_shuffle.json').unlink()
+    packed = lzma.compress(files['items'].read_bytes())
+    (tmp_path/'items_shuffle.json.xz').write_bytes(packed[:len(packed)//2])
+    with pytest.raises(A3TError, match='cut short'): prepare_shop(tmp_path, tmp_path/'p')
+    assert not list((tmp_path/'p').glob('*'))
+    with pytest.raises(A3TError, match='items_shuffle'): shop_sources(tmp_path/'nowhere')
+
+def test_odd_products(tmp_path):
+    items = [dict(asin='A1'), dict(asin='A1', name='again'), dict(asin='nan'), dict(asin='toolong12345'), dict(ITEM, asin='A2', small_description='One text', full_description=None, images=None, pricing=None),
+             dict(ITEM, asin='A3', name='\x00\x1b[31m\ud83d<script>', customization_options={'Color':[]})]
+    shop = small(tmp_path, items, {'A1':None, 'A3':dict(attributes=[], instruction='Find me', instruction_attributes=['x'])}, ask('A1', 'A2', 'A3'))
+    assert len(shop) == 3 and shop.product('A2').bullets == ('One text',) and shop.product('A2').price_tag == '$100.0' and shop.product('A1').attributes == ('DUMMY_ATTR',)
+    assert shop.product('A3').combinations == 0 and shop.meta['goals'] == dict(human=3, synthetic=0)
+    for form in PAGES: check_environment(WebShop(shop, pages=form), 'test')
+    for name in ('A9', '', 'é', '\ud800', 'A'*5000):
+        with pytest.raises(A3TError, match='no product'): shop.product(name)
+
+# -- load
+
+BAD = ['', 'search[', 'search[]', 'click[]', 'click[\x00]', 'search[' + 'x'*10_000 + ']', 'search[' + 'shoe '*2000 + ']', 'search[\x00\x1b[2J]', 'search[<script>alert(1)</script>]', 'click[<b>]', 'search[\ud800]',
+       'buy now', '🦉', 'search[🦉]', 'click[buy now', 'click[[buy now]]', 'search[%s%n]', "search[' or 1=1 --]", 'search[<r>]', 'search[<a> x]', 'click[next >]'*3]
+
+def test_fuzzed_actions(shop):
+    rng, env = random.Random(0), WebShop(shop, max_steps=400)
+    for form in PAGES:
+        env.pages = form
+        for t in env.tasks('train')[:5]:
+            _, info = env.reset(options={'task':t})
+            while True:
+                action = rng.choice(BAD) if rng.random() < .5 else rng.choice(info['admissible_actions'])
+                if action == 'click[buy now]' and rng.random() < .9: continue
+                obs, reward, terminated, truncated, info = env.step(action)
+                assert isinstance(obs, str) and 0 <= reward <= 1 and len(obs) < 50_000 and info['admissible_actions']
+                if terminated or truncated: break
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(st.text(max_size=60), st.text(max_size=40).map('search[{}]'.format), st.text(max_size=20).map('click[{}]'.format)), max_size=6))
+def test_any_actions_are_answered(shop, actions):
+    env = WebShop(shop)
+    play(env, env.tasks('valid')[0], actions)
+
+def test_a_thousand_episodes_side_by_side(shop):
+    envs, rng = [WebShop(shop, max_steps=10**9) for _ in range(1000)], random.Random(0)
+    tasks = envs[0].tasks('train')
+    infos = [e.reset(options={'task':rng.choice(tasks)})[1] for e in envs]
+    def sweep(n):
+        for _ in range(n):
+            for k,e in enumerate(envs):
+                *_, infos[k] = e.step(rng.choice([a for a in infos[k]['admissible_actions'] if a != 'click[buy now]']))
+    sweep(12) # caches are full now
+    tracemalloc.start()
+    sweep(1)
+    before, _ = tracemalloc.get_traced_memory()
+    sweep(4)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (after - before)/4000 < 500, f'{(after - before)/4000:.0f} bytes a step'
+
+@pytest.mark.slow
+@needs_data
+def test_speed(official):
+    import time
+    env, rng, n = WebShop(official, instructions='synthetic'), random.Random(0), 0
+    tasks, t = env.tasks('train'), time.process_time()
+    while n < 5000: n += len(play(env, rng.choice(tasks), lambda o, i: rng.choice(i['admissible_actions'])))
+    assert n/(time.process_time() - t) > 2000
