@@ -1,5 +1,5 @@
 "The shop in a browser: over plain HTTP, and in a real browser where there is one"
-import http.client, json, re, threading, urllib.error, urllib.parse, urllib.request
+import http.client, json, os, re, signal, subprocess, sys, threading, urllib.error, urllib.parse, urllib.request
 from dataclasses import replace
 from http.cookiejar import CookieJar
 from html import escape, unescape
@@ -229,6 +229,33 @@ def test_webshop_itself_with_a_hostile_catalogue(tmp_path):
         assert c.page.count('aria-pressed') == len(goal.options) and f'<h1>{escape(EVIL)}'[:12] in c.page
         c.post(key, click='Buy Now')
         assert 'Reward 1.000' in harmless(c.page) and 'price 100 %' in c.page
+
+@pytest.mark.parametrize('how', (signal.SIGINT, signal.SIGTERM))
+def test_the_command_serves_until_it_is_stopped(tmp_path, traj, how):
+    write_json(tmp_path/'one.json', to_row(traj))
+    code = f"import sys; from a3t.shop import shop_command; shop_command({str(tmp_path/'one.json')!r}, 0, generator=dict(products=40))"
+    p = subprocess.Popen([sys.executable, '-c', code], env={**os.environ, 'A3T_DATA':str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        url = re.search(r'http://127\.0\.0\.1:\d+', line := p.stdout.readline())
+        assert url, line + p.stderr.read()
+        c = Client(url[0])
+        assert 'Start' in c.get('/') and '1 recorded trajectories' in c.page and 'does not know the task' in c.get('/replay/0/1')
+        p.send_signal(how)
+        assert p.wait(20) != 0
+    finally: p.kill(); p.communicate()
+
+def test_many_at_once(site):
+    shop, url = site
+    def visit(results, i):
+        c = Client(url); c.get('/'); c.post('/start', task='mug/1'); key = c.at
+        c.post(key, search=f'words {i}')
+        for label in ('G000000001', 'red', 'large', 'Buy Now'): c.post(key, click=label)
+        results[i] = 'Reward 1.000' in c.page and f'search[words {i}]' in c.page
+    results = [False]*24
+    threads = [threading.Thread(target=visit, args=(results, i)) for i in range(len(results))]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert all(results)
 
 # ---- in a real browser
 
