@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from a3t.core import A3TError, content_hash
 from a3t.envs import alfworld
+from a3t.envs.alfsim import AlfSim
 from a3t.envs.alfworld import *
 from a3t.envs.base import check_environment, load_environment, play, replay_equal
 
@@ -158,12 +159,16 @@ def test_names_of_splits_tasks_and_types():
 def test_panels():
     games = kitchens(12)
     panel = make_panel(games, 'train', n=5)
-    assert len(panel) == 5 and list(panel) == sorted(panel) and panel.counts == {'clean':5}
+    assert len(panel) == 5 and list(panel) == sorted(panel) and type_counts(panel) == {'clean':5}
     assert panel == make_panel(games, 'train', n=5) != make_panel(games, 'train', n=5, seed=1)
-    rest = make_panel(games, 'train', n={'clean':7}, exclude=panel.tasks)
+    rest = make_panel(games, 'train', n={'clean':7}, exclude=panel)
     assert not set(rest) & set(panel) and sorted([*rest, *panel]) == games.tasks('train')
-    changed = Games('changed', {t:replace(g, problem=g.problem+' ') if t == panel.tasks[2] else g for t,g in games.items()}, lambda t, g: g)
-    assert make_panel(changed, 'train', n=5).tasks == panel.tasks and make_panel(changed, 'train', n=5).hash != panel.hash
+    changed = Games('changed', {t:replace(g, problem=g.problem+' ') if t == list(panel)[2] else g for t,g in games.items()}, lambda t, g: g)
+    assert list(make_panel(changed, 'train', n=5)) == list(panel) and make_panel(changed, 'train', n=5).hash != panel.hash
+    panel.check(AlfWorld(games))
+    with pytest.raises(A3TError, match=f'changed: {list(panel)[2]};'): panel.check(AlfWorld(changed))
+    fewer = Games('fewer', {t:g for t,g in games.items() if t != list(panel)[1]}, lambda t, g: g)
+    with pytest.raises(A3TError, match=f'missing: {list(panel)[1]};'): panel.check(AlfSim(fewer))
     for kw in (dict(n=13), dict(n={'clean':13}), dict(n={'pick':1}), dict(types=['pick'])):
         with pytest.raises(A3TError, match='too few'): make_panel(games, 'train', **kw)
 
@@ -302,10 +307,75 @@ def test_published_games(real):
     with lzma.open(SHARED) as f: head = json.loads(f.readline())
     assert official_domain() == head['pddl_domain'] and official_grammar() == head['grammar']
     assert [len(real.tasks(s)) for s in ('train', 'seen')] == [3553, 140] and len(real.tasks('unseen')) in (67, 134)
-    assert make_panel(real, 'seen').counts == dict(pick=35, clean=27, heat=16, cool=25, look=13, two=24)
-    train = make_panel(real, 'train', n=PAPER_PANELS['train'])
-    valid = make_panel(real, 'train', n=PAPER_PANELS['valid'], exclude=train.tasks)
-    assert (len(train), len(valid)) == (600, 60) and not set(train) & set(valid) and train.counts == PAPER_PANELS['train']
+    assert type_counts(make_panel(real, 'seen')) == dict(pick=35, clean=27, heat=16, cool=25, look=13, two=24)
+    for split in SPLITS: assert not check_published(real, split)[0] and make_panel(real, split, n=dict.fromkeys(TYPES.values(), 1)).items() <= published()[split].items()
+
+
+def test_published_list():
+    p = published()
+    assert [len(x) for x in p.values()] == [3553, 140, 67, 600, 60]
+    assert all(len(h) == 64 for panel in p.values() for h in panel.values()) and list(p['train']) == sorted(p['train'])
+    for name in ('train', 'valid'):
+        assert type_counts(p[f'paper-{name}']) == PAPER_PANELS[name] and p[f'paper-{name}'].items() <= p['train'].items()
+    assert not set(p['paper-train']) & set(p['paper-valid'])
+    assert type_counts(p['train']) == PUBLISHED_TYPES['train'] and type_counts(p['seen']) == PUBLISHED_TYPES['seen']
+
+
+@needs_games
+def test_panels_of_published_games(real):
+    env = AlfWorld(real)
+    assert env.panel('train', 600, seed=7) == published()['paper-train'] and env.panel('valid') == published()['paper-valid']
+    assert env.panel('seen') == published()['seen'] and len(env.panel('unseen', 10)) == 10
+    gone, less = real.tasks('seen')[5], lambda *ts: Games('less', {t:t for t in real if t not in ts}, lambda t, _: real[t])
+    with pytest.raises(A3TError, match=f'1 of the 140 published seen games are missing: {gone}'): AlfSim(less(gone)).panel('seen')
+    train = next(iter(published()['paper-train']))
+    with pytest.raises(A3TError, match=f'paper-train: {train}'): AlfSim(less(train)).panel('train', 600)
+    assert len(AlfSim(less(train)).panel('train', 12)) == 12
+    with pytest.raises(A3TError, match='a part of the published'): AlfWorld(mini_games()).panel('valid')
+    changed = Games('changed', {t:t for t in real}, lambda t, _: replace(real[t], problem=real[t].problem+' ') if t == gone else real[t])
+    with pytest.raises(A3TError, match=f'not the published ones of that name: {gone};'): AlfWorld(changed).panel('seen')
+    more = Games('more', {**{t:t for t in real}, 'valid_seen/pick_and_place_simple-Mug-None-Desk-301/trial_mine':gone}, lambda t, k: real[k])
+    with pytest.raises(A3TError, match='not among the 140 published'): AlfWorld(more).panel('seen')
+    unseen = real.tasks('unseen')
+    for n, bad in ((65, True), (66, True), (67, False), (68, True)):   # 132 and 133 of 134 are refused, and so are 135
+        extra = {f'{t}x{i}':t for i,t in enumerate((unseen*2)[:n])} if len(unseen) == 67 else {}
+        env = AlfWorld(Games('halves', {**{t:t for t in unseen}, **extra}, lambda t, k: real[k]))
+        if bad and extra:
+            with pytest.raises(A3TError, match='whose names are not listed|not among the 134'): env.panel('unseen')
+        else: assert len(env.panel('unseen')) == 134
+
+
+# --- the state of the data
+
+def bad(games): return {c.what.removeprefix('AlfWorld games: '):c.found for c in check_data(games) if not c.ok}
+
+
+def test_whole_data_has_no_fault(pack): assert not bad(pack) and not bad(mini_games()) and all(c.mend for c in check_data(pack)[:-1])
+
+
+def test_faults_of_files_are_found(pack, tmp_path):
+    folder = unpack_games(mini_games(), tmp_path/'json_2.1.1')
+    file = folder/TASK/'game.tw-pddl'
+    text = file.read_text()
+    file.write_text(text[:len(text)//2])
+    assert TASK in bad(folder)['files'] and 'train' in bad(folder)
+    file.write_text(text.replace('You open the', 'You unlock the'))
+    assert TASK in bad(folder)['grammar'] and '2 versions are mixed' in bad(folder)['one version']
+    file.write_text(json.dumps(old_dialect(mini_games()[TASK]).data))
+    assert 'dialect put' in bad(folder)['one version'] and TASK in bad(folder)['dialect of commands']
+    file.write_text(json.dumps({**json.loads(text), 'pddl_domain':mini_games()[TASK].domain.replace('isHot', 'isWarm')}))
+    assert TASK in bad(folder)['rules (PDDL domain)']
+    pack.write_bytes(pack.read_bytes()[:-50])
+    assert 'cut short' in bad(pack)['AlfWorld games'] and 'no AlfWorld games' in bad(tmp_path/'nowhere')['AlfWorld games']
+
+
+@needs_games
+def test_faults_of_published_games_are_found(real, tmp_path):
+    seen = [real[t] for t in real.tasks('seen')]
+    pack_games(seen[1:], tmp_path/'x.jsonl.xz')
+    assert bad(tmp_path/'x.jsonl.xz')['seen'] == f'missing {seen[0].task}'
+    pack_games([replace(seen[0], problem=seen[0].problem+' '), *seen[1:]], tmp_path/'y.jsonl.xz')
+    assert bad(tmp_path/'y.jsonl.xz')['seen'] == f'changed {seen[0].task}'
 
 
 @needs_games

@@ -522,7 +522,7 @@ def commands(self:Simulator)->list: # sorted
 # %% ../../nbs/12_envs.alfsim.ipynb #4f705416
 NOTHING = 'Nothing happens.'
 
-# %% ../../nbs/12_envs.alfsim.ipynb #069ee6ee
+# %% ../../nbs/12_envs.alfsim.ipynb #24653cc9
 class AlfSim(TextEnv):
     "AlfWorld's games on the simulator: `AlfWorld`, but quick, and its states can be saved"
     instruction, exemplar, task_types, splits = AlfWorld.instruction, AlfWorld.exemplar, AlfWorld.task_types, AlfWorld.splits
@@ -535,6 +535,8 @@ class AlfSim(TextEnv):
         self._opened = functools.lru_cache(64)(self._open)
 
     def tasks(self, split): return self.games.tasks(split)
+
+    manifest, panel = AlfWorld.manifest, AlfWorld.panel
 
     def _open(self, task):
         g = self.games[task]
