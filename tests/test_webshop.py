@@ -156,7 +156,7 @@ def test_reviews_and_rating(tmp_path):
 
 def test_html_in_a_title_stays_text(mug):
     env, _, _ = pages(mug, 'text', ['search[mug spoon set]'])
-    assert '<b>"set"</b>' in env._text()
+    assert '<b>"set"</b>' in env.text()
 
 # -- the environment
 
@@ -178,11 +178,11 @@ def test_moments(shop):
     env, rng = WebShop(shop, max_steps=10**9), random.Random(0)
     _, info = env.reset(options={'task':env.tasks('train')[5]})
     for _ in range(300):
-        moment, key, page = env.save(), env.key(), env._text()
+        moment, key, page = env.save(), env.key(), env.text()
         action = rng.choice(info['admissible_actions'])
         after = env.step(action)[:2]
         assert env.restore(moment)['admissible_actions'] == info['admissible_actions']
-        assert (env.save(), env.key(), env._text()) == (moment, key, page) and env.step(action)[:2] == after
+        assert (env.save(), env.key(), env.text()) == (moment, key, page) and env.step(action)[:2] == after
         info = env.restore(env.save())
 
 def test_reward_and_end(shop):

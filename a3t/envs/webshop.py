@@ -7,8 +7,9 @@ __all__ = ['NAMES', 'NO_LIMIT', 'COLOURS', 'REWARDS', 'KINDS', 'VERSION', 'SPLIT
            'MINI_ITEMS', 'MINI_TAGS', 'MINI_ASKED', 'MINI_STEPS', 'shop_sources', 'read_file', 'read_items', 'Product',
            'read_pricing', 'read_options', 'plain_nouns', 'make_product', 'Goal', 'price_limit', 'nth_combination',
            'make_goal', 'similar', 'plain_colour', 'type_reward', 'attributes_met', 'options_met', 'shop_reward',
-           'prepare_shop', 'Shop', 'Goals', 'page_text', 'short_text', 'searches', 'WebShop', 'MiniShop', 'MiniGoals',
-           'exemplar', 'named_shop', 'load', 'first_hit', 'substring_options', 'oracle', 'check_data']
+           'prepare_shop', 'Shop', 'Goals', 'page_text', 'short_text', 'searches', 'Visit', 'page_pieces', 'WebShop',
+           'MiniShop', 'MiniGoals', 'exemplar', 'named_shop', 'load', 'first_hit', 'substring_options', 'oracle',
+           'check_data']
 
 # %% ../../nbs/15_envs.webshop.ipynb #e719bbf7
 import json, lzma, math, os, random, re, zlib
@@ -527,13 +528,81 @@ def searches(
     found = [' '.join(x.split()) for x in (request, head, *sorted((p for p in parts if len(p) > 2), key=len, reverse=True))]
     return tuple(dict.fromkeys(f for f in found if f))[:most] or (' '.join(text.split())[:200] or 'product',)
 
-# %% ../../nbs/15_envs.webshop.ipynb #91c37545
-class WebShop(TextEnv):
+# %% ../../nbs/15_envs.webshop.ipynb #3bd0ccce
+class Visit:
+    "Where somebody is in the shop, and what the actions do"
+    def _home(self):
+        self.page, self.query, self.number, self.asin, self.options, self.seen, self.reward, self.parts = 'search', '', 1, '', {}, frozenset(), 0., None
+
+    def _search(self, query, number):
+        self.page, self.query, self.number, self.asin, self.options, self.reward, self.parts = 'results', query, number, '', {}, 0., None
+
+    def _click(self, x, kind):
+        if x == 'buy now':
+            self.page = 'done'
+            self._score()
+        elif x == 'back to search': self._home()
+        elif x == 'next >' and self.page == 'results': self._search(self.query, self.number + 1)
+        elif x == '< prev' and self.page == 'results': self._search(self.query, self.number - 1)
+        elif x == '< prev' and self.page == 'item': self._search(self.query, self.number)
+        elif x == '< prev': self.page = 'item'
+        elif x in SUB_PAGES: self.page = x
+        elif kind == 'link': self.page, self.asin, self.seen = 'item', x.upper(), self.seen | {x.upper()}
+        else: self.options = {**self.options, kind:x}
+
+    def _score(self): self.reward, self.parts = self.shop.reward(self.asin, self.goal, self.options, self.rewards)
+    def _shown(self): return self.shop.hits(self.query)[(self.number-1)*PER_PAGE:self.number*PER_PAGE]
+
+    def clickables(self)->dict: # text in lower case → 'button', 'link', or the option's name
+        "What can be clicked on this page"
+        if self.page in ('search', 'done'): return {}
+        back = {'back to search':'button'}
+        if self.page == 'results':
+            return back | ({'< prev':'button'} if self.number > 1 else {}) | {'next >':'button'} | {a.lower():'link' for a in self._shown()}
+        if self.page in SUB_PAGES: return back | {'< prev':'button'}
+        options = {v:k for k,values in self.shop.product(self.asin).options.items() for v in values}
+        return back | {'< prev':'button', **dict.fromkeys((*SUB_PAGES, 'buy now'), 'button')} | options
+
+# %% ../../nbs/15_envs.webshop.ipynb #7ee1bee1
+def _done_pieces(visit):
+    "The page after a purchase, with the blanks that the original leaves"
+    options = json.dumps(visit.options, sort_keys=True)
+    for c in "<>&'": options = options.replace(c, f'\\u{ord(c):04x}')
+    bought = [('asin', visit.asin), ('options', options), *((k, 'None') for k in ('attrs', 'category', 'query', 'product category'))]
+    wanted = ['Target', 'asin', 'options', 'attrs', 'price upper', 'instuction text', 'category', 'product category', 'query', 'Goal ', 'None', 'Reward']
+    return ['Thank you for shopping with us!', 'Your code: ', 'None', ' (Paste it in your MTurk interface.)', 'Purchased', *(x for pair in bought for x in pair), *wanted,
+            'Your score (min 0.0, max 1.0)', str(visit.reward), 'Reward Details ', 'None']
+
+def page_pieces(
+    visit:Visit, # where somebody is
+)->list: # of (kind, text), kind one of 'text', 'goal', 'title', 'button', 'option', 'link'
+    "What a page shows, in order"
+    if visit.page == 'done': return [('text', t) for t in _done_pieces(visit)]
+    goal = [('goal', 'Instruction:'), ('goal', visit.goal.text)]
+    if visit.page == 'search': return [('text', 'WebShop'), ('goal', 'Instruction: '), goal[1], ('button', 'Search')]
+    head, prev = [*goal, ('button', 'Back to Search')], [('button', '< Prev')]
+    if visit.page == 'results':
+        res = head + [('text', f'Page {visit.number} (Total results: {len(visit.shop.hits(visit.query))})')] + prev*(visit.number > 1) + [('button', 'Next >')]
+        for p in map(visit.shop.product, visit._shown()): res += [('link', p.asin), ('title', p.title), ('text', p.price_tag)]
+        return res
+    p = visit.shop.product(visit.asin)
+    if visit.page == 'description': return head + prev + [('text', p.description)]
+    if visit.page == 'features': return head + prev + [('text', ' ' + b) for b in p.bullets]
+    if visit.page == 'reviews': return head + prev + [('text', x) for title,score,text in p.reviews for x in (f'"{title}"', score, text)]
+    options = [x for k,values in p.options.items() for x in (('text', k), *(('option', v) for v in values))]
+    return head + prev + options + [('title', p.title), ('text', f'Price: {p.price_tag}'), ('text', f'Rating: {p.rating}'),
+                                    *(('button', s.capitalize()) for s in SUB_PAGES), ('button', 'Buy Now')]
+
+# %% ../../nbs/15_envs.webshop.ipynb #325b36e2
+@lru_cache(16)
+def _goals(shop, instructions, split_by): return Goals(shop, instructions, split_by)
+
+class WebShop(Visit, TextEnv):
     "WebShop's text environment"
     instruction = ('You are in a web shop and buy what you are asked for. You act by one command at a time: search[words] finds products; click[x] clicks on what the page shows: '
         'a product, an option, description, features, reviews, < prev, next >, back to search, buy now. '
         'First search, then click a product that fits, click each option that is asked for, and at last click[buy now]. What you buy must have all attributes and options, and cost no more than the limit.')
-    exemplar, splits = None, SPLITS
+    splits = SPLITS
 
     def __init__(self,
         shop:Shop, # the catalogue
@@ -555,27 +624,7 @@ class WebShop(TextEnv):
         self.task = self._task(options)
         self.goal, self.n = self.goals[self.task], 0
         self._home()
-        return self._text(), self._info(True)
-
-    def _home(self):
-        self.page, self.query, self.number, self.asin, self.options, self.seen, self.reward, self.parts = 'search', '', 1, '', {}, frozenset(), 0., None
-
-    def save(self): return self.task, self.n, self.page, self.query, self.number, self.asin, tuple(self.options.items()), self.seen
-
-    def restore(self, moment):
-        self.task, self.n, self.page, self.query, self.number, self.asin, options, self.seen = moment
-        self.goal, self.options, self.reward, self.parts = self.goals[self.task], dict(options), 0., None
-        if self.page == 'done': self._score()
-        return self._info(True)
-
-    def key(self): return self.task, self.page, self.query, self.number, self.asin, tuple(sorted(self.options.items()))
-
-    def _score(self): self.reward, self.parts = self.shop.reward(self.asin, self.goal, self.options, self.rewards)
-
-    def _info(self, valid):
-        actions = [f'click[{c}]' for c in self.clickables()] or [f'search[{s}]' for s in searches(self.goal.text)]
-        res = dict(goal=self.goal.text, task_type=self.goal.category, valid=valid, won=self.page == 'done' and self.reward == 1, admissible_actions=actions)
-        return res | dict(reward_parts=self.parts) if self.parts else res
+        return self.text(), self._info(True)
 
     def step(self, action):
         if self.goal is None: raise A3TError("reset the environment before its first step: reset(options={'task': task_id})")
@@ -585,75 +634,33 @@ class WebShop(TextEnv):
         valid = verb == 'search' or verb == 'click' and x in (clickables := self.clickables())
         if valid: self._search(x, 1) if verb == 'search' else self._click(x, clickables[x])
         bought = valid and verb == 'click' and self.page == 'done'
-        return self._text(), self.reward if bought else 0., bought, self.n >= self.max_steps, self._info(valid)
+        return self.text(), self.reward if bought else 0., bought, self.n >= self.max_steps, self._info(valid)
 
-    def _search(self, query, number):
-        self.page, self.query, self.number, self.asin, self.options, self.reward, self.parts = 'results', query, number, '', {}, 0., None
+    def _info(self, valid):
+        actions = [f'click[{c}]' for c in self.clickables()] or [f'search[{s}]' for s in searches(self.goal.text)]
+        res = dict(goal=self.goal.text, task_type=self.goal.category, valid=valid, won=self.page == 'done' and self.reward == 1, admissible_actions=actions)
+        return res | dict(reward_parts=self.parts) if self.parts else res
 
-    def _click(self, x, kind):
-        if x == 'buy now':
-            self.page = 'done'
-            self._score()
-        elif x == 'back to search': self._home()
-        elif x == 'next >' and self.page == 'results': self._search(self.query, self.number + 1)
-        elif x == '< prev' and self.page == 'results': self._search(self.query, self.number - 1)
-        elif x == '< prev' and self.page == 'item': self._search(self.query, self.number)
-        elif x == '< prev': self.page = 'item'
-        elif x in SUB_PAGES: self.page = x
-        elif kind == 'link': self.page, self.asin, self.seen = 'item', x.upper(), self.seen | {x.upper()}
-        else: self.options = {**self.options, kind:x}
+    def text(self)->str: # in the form `pages`
+        "This page as the agent reads it"
+        if self.pages == 'short' and self.page == 'done': return f'Thank you for shopping with us! Your score: {self.reward:.2f}'
+        pieces = [(k, v) for k,t in page_pieces(self) if (v := _visible(t))]
+        if self.pages == 'short': return short_text([*pieces, *(('text', f'clicked {v}') for v in self.options.values() if self.page == 'item')])
+        if self.pages == 'text': return ' [SEP] '.join(t.strip() for _,t in pieces)
+        url = f"item_page/{self.asin}/{self.query.replace(' ', '+')}/{self.number}/{json.dumps(self.options)}" if self.page == 'item' else ''
+        return page_text(pieces, url, self.seen)
 
-    def _shown(self): return self.shop.hits(self.query)[(self.number-1)*PER_PAGE:self.number*PER_PAGE]
+# %% ../../nbs/15_envs.webshop.ipynb #628ffac9
+def _save(self): return self.task, self.n, self.page, self.query, self.number, self.asin, tuple(self.options.items()), self.seen
+def _key(self): return self.task, self.page, self.query, self.number, self.asin, tuple(sorted(self.options.items()))
 
-    def clickables(self)->dict: # text in lower case → 'button', 'link', or the option's name
-        "What can be clicked on this page"
-        if self.page in ('search', 'done'): return {}
-        back = {'back to search':'button'}
-        if self.page == 'results':
-            return back | ({'< prev':'button'} if self.number > 1 else {}) | {'next >':'button'} | {a.lower():'link' for a in self._shown()}
-        if self.page in SUB_PAGES: return back | {'< prev':'button'}
-        return back | {'< prev':'button', **dict.fromkeys((*SUB_PAGES, 'buy now'), 'button')} | {v:k for k,values in self.shop.product(self.asin).options.items() for v in values}
+def _restore(self, moment):
+    self.task, self.n, self.page, self.query, self.number, self.asin, options, self.seen = moment
+    self.goal, self.options, self.reward, self.parts = self.goals[self.task], dict(options), 0., None
+    if self.page == 'done': self._score()
+    return self._info(True)
 
-# %% ../../nbs/15_envs.webshop.ipynb #3954887b
-@lru_cache(16)
-def _goals(shop, instructions, split_by): return Goals(shop, instructions, split_by)
-
-def _done_pieces(env):
-    "The page after a purchase, with the blanks that the original leaves"
-    options = json.dumps(env.options, sort_keys=True)
-    for c in "<>&'": options = options.replace(c, f'\\u{ord(c):04x}')
-    bought = [('asin', env.asin), ('options', options), *((k, 'None') for k in ('attrs', 'category', 'query', 'product category'))]
-    wanted = ['Target', 'asin', 'options', 'attrs', 'price upper', 'instuction text', 'category', 'product category', 'query', 'Goal ', 'None', 'Reward']
-    return ['Thank you for shopping with us!', 'Your code: ', 'None', ' (Paste it in your MTurk interface.)', 'Purchased', *(x for pair in bought for x in pair), *wanted,
-            'Your score (min 0.0, max 1.0)', str(env.reward), 'Reward Details ', 'None']
-
-def _pieces(self)->list: # of (kind, text)
-    "What this page shows, in order"
-    if self.page == 'done': return [('text', t) for t in (_done_pieces(self) if self.pages != 'short' else ('Thank you for shopping with us!', f'Your score: {self.reward:.2f}'))]
-    goal = [('goal', 'Instruction:'), ('goal', self.goal.text)]
-    if self.page == 'search': return [('text', 'WebShop'), ('goal', 'Instruction: '), goal[1], ('button', 'Search')]
-    head, prev = [*goal, ('button', 'Back to Search')], [('button', '< Prev')]
-    if self.page == 'results':
-        res = head + [('text', f'Page {self.number} (Total results: {len(self.shop.hits(self.query))})')] + prev*(self.number > 1) + [('button', 'Next >')]
-        for p in map(self.shop.product, self._shown()): res += [('link', p.asin), ('title', p.title), ('text', p.price_tag)]
-        return res
-    p = self.shop.product(self.asin)
-    if self.page == 'description': return head + prev + [('text', p.description)]
-    if self.page == 'features': return head + prev + [('text', ' ' + b) for b in p.bullets]
-    if self.page == 'reviews': return head + prev + [('text', x) for title,score,text in p.reviews for x in (f'"{title}"', score, text)]
-    options = [x for k,values in p.options.items() for x in (('text', k), *(('option', v) for v in values))]
-    return head + prev + options + [('title', p.title), ('text', f'Price: {p.price_tag}'), ('text', f'Rating: {p.rating}'),
-                                    *(('button', s.capitalize()) for s in SUB_PAGES), ('button', 'Buy Now')]
-
-def _text(self)->str:
-    "This page as the agent reads it"
-    pieces = [(k, v) for k,t in self.pieces() if (v := _visible(t))]
-    if self.pages == 'short': return short_text([*pieces, *(('text', f'clicked {v}') for v in self.options.values() if self.page == 'item')])
-    if self.pages == 'text': return ' [SEP] '.join(t.strip() for _,t in pieces)
-    url = f"item_page/{self.asin}/{self.query.replace(' ', '+')}/{self.number}/{json.dumps(self.options)}" if self.page == 'item' else ''
-    return page_text(pieces, url, self.seen)
-
-WebShop.pieces, WebShop._text = _pieces, _text
+WebShop.save, WebShop.key, WebShop.restore = _save, _key, _restore
 
 # %% ../../nbs/15_envs.webshop.ipynb #a3569ee5
 MINI_ITEMS = (
