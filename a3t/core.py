@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'A3TError', 'Step', 'Trajectory', 'trajectory_html', 'to_row', 'from_row', 'trajectory_id', 'content_hash',
-           'file_hash', 'write_atomic', 'write_json', 'read_json', 'data_folder', 'parse_value', 'load_settings',
-           'seed_for']
+           'file_hash', 'write_atomic', 'write_json', 'read_json', 'project_root', 'data_folder', 'parse_value',
+           'load_settings', 'seed_for']
 
 # %% ../nbs/00_core.ipynb #94fc5afa
 import ast, configparser, hashlib, html, json, os, tempfile
@@ -144,13 +144,17 @@ def read_json(
     except FileNotFoundError as e: raise A3TError(f'{path} is missing') from e
     except (json.JSONDecodeError, UnicodeDecodeError) as e: raise A3TError(f'{path} is not valid JSON ({e}): delete it to make it anew') from e
 
-# %% ../nbs/00_core.ipynb #ce2dcdc9
-def data_folder(
-)->Path: # `$A3T_DATA`, or `data` of the project around the current folder, or `data` right here
-    "Where models, games and runs lie"
-    if 'A3T_DATA' in os.environ: return Path(os.environ['A3T_DATA'])
+# %% ../nbs/00_core.ipynb #3dd9f40d
+def project_root(
+)->Path: # the nearest folder upwards that holds `settings.ini`; else the current one
+    "The folder of the project"
     here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p/'settings.ini').exists() or (p/'pyproject.toml').exists()), here)/'data'
+    return next((p for p in (here, *here.parents) if (p/'settings.ini').is_file()), here)
+
+def data_folder(
+)->Path: # `$A3T_DATA`, or `data` of the project
+    "Where models, games and runs lie"
+    return Path(os.environ.get('A3T_DATA') or project_root()/'data')
 
 # %% ../nbs/00_core.ipynb #afa9002f
 def parse_value(

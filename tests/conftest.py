@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-A3T = [sys.executable, '-c', 'import sys; from a3t.rounds import main; sys.exit(main())']
+A3T = [sys.executable, '-c', 'import sys; from a3t.cli import main; sys.exit(main())']
 
 class Project:
     "A folder with `settings.ini`, in which the `a3t` command can run"

@@ -6,7 +6,8 @@ from a3t.accumulate import append
 from a3t.core import Step, Trajectory, read_json, write_json
 from a3t.evaluate import summarise
 from a3t.report import report_dict, report_html, some_trajectories, write_report
-from a3t.rounds import open_run, print_results, stage_folder
+from a3t.cli import print_results
+from a3t.rounds import open_run, stage_folder
 
 EVIL = '<script>alert("&1")</script>'
 

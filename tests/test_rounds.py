@@ -3,9 +3,11 @@ import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from a3t.core import A3TError, read_json, write_json
-from a3t.rounds import (ONCE, OUTPUTS, StageError, Watch, check_parameters, execute, lock, main, needs, notebook_hash, open_run, open_stage,
-                        plan, progress, progress_line, project_root, read_manifest, run_all, run_folder, run_stage, set_aside, stage_folder, stage_state, unlock)
+from tqdm import tqdm
+from a3t.core import A3TError, project_root, read_json, write_json
+from a3t.cli import main
+from a3t.rounds import (ONCE, OUTPUTS, StageError, Watch, check_parameters, execute, lock, needs, notebook_hash, open_run, open_stage,
+                        plan, progress_line, read_manifest, run_all, run_folder, run_stage, set_aside, stage_folder, stage_state, unlock)
 from conftest import Project, ROOT, one_line_error
 
 PARAMS = "run = 'data/runs/toy'\nround = 0\npreset = ''\noverrides = {}"
@@ -197,7 +199,7 @@ def test_every_bar_reaches_the_progress_file(fake, capfd):
             seen.add(read_json(run/'progress.json')['done'])
     at = read_json(run/'progress.json')
     assert len(seen) < 20 and (at['label'], at['done'], at['total'], at['stage']) == ('games', 1000, 1000, 'baselines')
-    for i in progress(range(100), 'steps'):
+    for i in tqdm(range(100), desc='steps'):
         time.sleep(.02)
         if i == 80: assert 0 < read_json(run/'progress.json')['left'] < 10
     unlock(run/'baselines'/'.baselines.lock')
