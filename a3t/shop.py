@@ -342,14 +342,15 @@ def serving(
     try: yield f'http://127.0.0.1:{port}'
     finally: loop.call_soon_threadsafe(loop.stop); thread.join()
 
-# %% ../nbs/64_shop.ipynb #fcdb8811
+# %% ../nbs/64_shop.ipynb #bb76dc89
 def shop_command(
-    replay=None, # as `read_replays` takes it
-    port:int=8642, # where to listen
-    **settings, # as the environment `webshop` takes them
+    replay:str='', # a run, a trajectory store or a JSON file whose trajectories are to be watched
+    port:int=8642, # where to listen; 0: any free port
+    games:str='generated', # the catalogue: generated, official, or a folder with WebShop's files
+    instructions:str='human', # which instructions: human or synthetic
 ):
-    "Serve the shop until it is stopped: `a3t shop`"
+    "Try tasks of the shop in a browser, or watch recorded trajectories"
     trajectories = read_replays(replay) if replay else ()
-    with serving(Shop(load_environment('webshop', pages='text_rich', **settings), trajectories), port) as url:
+    with serving(Shop(load_environment('webshop', pages='text_rich', games=games, instructions=instructions), trajectories), port) as url:
         print(f"open {url}{'/replay' if replay else ''} in a browser; Ctrl-C stops it", flush=True)
         threading.Event().wait()

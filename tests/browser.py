@@ -1,5 +1,5 @@
 "A real browser without a window, driven over its DevTools protocol: nothing to install besides the browser"
-import asyncio, base64, json, os, re, shutil, subprocess, tempfile, urllib.request
+import asyncio, base64, json, os, re, shutil, signal, subprocess, tempfile, urllib.request
 from pathlib import Path
 
 from tornado.websocket import websocket_connect
@@ -17,7 +17,7 @@ class Browser:
         self.folder = tempfile.mkdtemp()
         flags = '--headless --no-sandbox --disable-gpu --hide-scrollbars --remote-debugging-port=0 --no-first-run --disable-dev-shm-usage'.split()
         self.log = open(Path(self.folder)/'log', 'w+')
-        self.process = subprocess.Popen([path, *flags, f'--user-data-dir={self.folder}/profile', 'about:blank'], stderr=self.log, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen([path, *flags, f'--user-data-dir={self.folder}/profile', 'about:blank'], stderr=self.log, stdout=subprocess.DEVNULL, start_new_session=True)
         self.loop, self.n, self.events = asyncio.new_event_loop(), 0, []
         try:
             self.socket = self.loop.run_until_complete(self._connect())
@@ -86,8 +86,11 @@ class Browser:
     def picture(self, path): Path(path).write_bytes(base64.b64decode(self.send('Page.captureScreenshot', format='png', captureBeyondViewport=True)['data']))
 
     def close(self):
-        self.process.terminate()
-        try: self.process.wait(10)
-        except subprocess.TimeoutExpired: self.process.kill(); self.process.wait()
-        self.loop.close(); self.log.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        "End the browser with all its processes: what is started by name is often a script around it"
+        try:
+            try: os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError: pass
+            self.process.wait(10)
+        finally:
+            self.loop.close(); self.log.close()
+            shutil.rmtree(self.folder, ignore_errors=True)

@@ -11,7 +11,7 @@ import pytest
 from a3t.accumulate import append
 from a3t.core import A3TError, to_row, write_json
 from a3t.envs.base import check_environment, load_environment, play
-from a3t.envs.shopgen import shop_files
+from a3t.envs.shopgen import generate_shop, shop_files
 from a3t.shop import TEMPLATES, Shop, page_blocks, read_replays, replayed, serving
 from browser import Browser, find_browser
 from stall import EVIL, GOALS, Stall
@@ -233,7 +233,8 @@ def test_webshop_itself_with_a_hostile_catalogue(tmp_path):
 @pytest.mark.parametrize('how', (signal.SIGINT, signal.SIGTERM))
 def test_the_command_serves_until_it_is_stopped(tmp_path, traj, how):
     write_json(tmp_path/'one.json', to_row(traj))
-    code = f"import sys; from a3t.shop import shop_command; shop_command({str(tmp_path/'one.json')!r}, 0, generator=dict(products=40))"
+    folder = generate_shop(0, 40, tmp_path)
+    code = f"from a3t.shop import shop_command; shop_command({str(tmp_path/'one.json')!r}, 0, {str(folder)!r})"
     p = subprocess.Popen([sys.executable, '-c', code], env={**os.environ, 'A3T_DATA':str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         url = re.search(r'http://127\.0\.0\.1:\d+', line := p.stdout.readline())
