@@ -11,7 +11,7 @@ __all__ = ['NAMES', 'NO_LIMIT', 'COLOURS', 'REWARDS', 'KINDS', 'VERSION', 'SPLIT
            'MiniShop', 'MiniGoals', 'exemplar', 'named_shop', 'load', 'first_hit', 'substring_options', 'oracle',
            'check_data']
 
-# %% ../../nbs/15_envs.webshop.ipynb #e719bbf7
+# %% ../../nbs/15_envs.webshop.ipynb #8f23a054
 import json, lzma, math, os, random, re, zlib
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field, fields
@@ -21,7 +21,7 @@ import numpy as np
 from rapidfuzz.fuzz import token_set_ratio
 from rapidfuzz.utils import default_process
 from ..core import A3TError, Step, Trajectory, content_hash, data_folder, read_json, seed_for, write_json
-from .base import TextEnv
+from .base import Check, TextEnv
 from .shopsearch import Index, build_folder, build_index
 
 # %% ../../nbs/15_envs.webshop.ipynb #52ad0e45
@@ -783,21 +783,22 @@ def oracle(env):
         return 'click[buy now]'
     return act
 
-# %% ../../nbs/15_envs.webshop.ipynb #0c522f9b
+# %% ../../nbs/15_envs.webshop.ipynb #ed209678
 def check_data(
-    games='official', # as in `named_shop`
-    generator:dict=None, # for 'generated': what `generate_shop` takes
-)->list: # of (is it good?, what was looked at, what was found)
-    "Look at a catalogue's files and say what can be done with them"
+    games='generated', # as in `named_shop`
+    generator:dict=None, # for the generated catalogue: what `generate_shop` takes
+    instructions:str='human', # or 'synthetic'
+    split_by:str='product', # or 'index', as the original does
+    **_, # other settings of `load`
+)->list: # of `Check`
+    "What is there of a catalogue, and what is wrong with it"
+    get = "download WebShop's items_shuffle*.json, items_ins_v2*.json and items_human_ins.json into data/webshop, or set WEBSHOP_DATA to their folder, or games=generated"
     try: shop = named_shop(games, generator)
-    except A3TError as e: return [(False, 'catalogue', str(e))]
-    m, rows = shop.meta, [(True, 'catalogue', repr(shop))]
-    rows.append((m['nouns'], 'title_nouns', 'there' if m['nouns'] else "missing: a light substitute is used for the type of a product; rewards of wrong products may differ from the original's"))
-    rows.append((True, 'prices', "given with the catalogue" if m['prices'] else 'drawn from their ranges, the same everywhere'))
-    for kind in KINDS:
-        for by in ('product', 'index'):
-            try: rows.append((True, f'{kind}, by {by}', repr(Goals(shop, kind, by))))
-            except A3TError as e: rows.append((False, f'{kind}, by {by}', str(e)))
+    except A3TError as e: return [Check('WebShop catalogue', False, str(e), get)]
+    m, res = shop.meta, [Check('WebShop catalogue', True, f'{len(shop):,} products')]
+    res.append(Check('WebShop title nouns', True, 'there' if m['nouns'] else "missing, a light substitute is used: rewards of wrong products may differ from the original's"))
+    res.append(Check('WebShop prices', True, 'given with the catalogue' if m['prices'] else 'drawn from their ranges, the same everywhere'))
+    try: res.append(Check('WebShop instructions', True, repr(Goals(shop, instructions, split_by))))
+    except A3TError as e: res.append(Check('WebShop instructions', False, str(e), 'set instructions=synthetic, or split_by=product, or get a larger catalogue'))
     asin = shop.index._ids[0].decode()
-    found = shop.hits(shop.product(asin).title)
-    return [*rows, (asin in found, 'search', f'the title of {asin} finds it at place {found.index(asin) + 1}' if asin in found else f'the title of {asin} does not find it')]
+    return [*res, Check('WebShop search', asin in shop.hits(shop.product(asin).text), f'answers from {len(shop.index):,} texts', f'delete {shop.folder} to build it anew')]
