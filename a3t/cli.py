@@ -72,8 +72,8 @@ def print_results(
     for m in report.get('missing', []): print(f'missing: {m}')
     print(f"\nreport: {os.path.relpath(Path(run)/'report.html')}")
 
-# %% ../nbs/62_cli.ipynb #e5db8fe1
-COMMANDS = {'run':'a3t.cli:run', 'report':'a3t.cli:report', 'presets':'a3t.cli:presets'} # name → module:function
+# %% ../nbs/62_cli.ipynb #1a3f33ab
+COMMANDS = {'run':'a3t.cli:run', 'report':'a3t.cli:report', 'presets':'a3t.cli:presets', 'shop':'a3t.shop:shop_command'} # name → module:function
 
 def command(
     name:str, # one of `COMMANDS`
