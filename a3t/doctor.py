@@ -133,7 +133,7 @@ def diagnose(
         except A3TError as e: res.append(Check('settings', False, str(e), 'mend settings.ini or the --set'))
     return res
 
-# %% ../nbs/63_doctor.ipynb #a7410df4
+# %% ../nbs/63_doctor.ipynb #209b7762
 def doctor_words(
     checks:list, # of `Check`
 )->str: # a table, and what to do
@@ -147,7 +147,7 @@ def doctor(
     preset:str='cpu', # section of `settings.ini`
     overrides:dict=None, # key → value that wins over the preset
 )->int: # 0 where all is well, else 1
-    "`a3t doctor`: look at everything that a preset needs, print the table"
+    "Look at everything that a preset needs, print what is wrong and what mends it"
     checks = diagnose(load_settings(preset, overrides, project_root()/'settings.ini'))
     print(doctor_words(checks))
     return int(not all(c.ok for c in checks))

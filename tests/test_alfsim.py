@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 from a3t.core import A3TError, read_json
-from a3t.envs.alfsim import AlfSim, House, Simulator, compare, near_miss, parity, parity_report, parity_words, parse_facts, parse_goal, read_rules, read_words, transcript
+import numpy as np
+from a3t.envs.alfsim import AlfSim, AlfSims, House, Simulator, compare, near_miss, parity, parity_report, parity_words, parse_facts, parse_goal, read_rules, read_words, transcript
 from a3t.envs.alfgen import generate_games
 from a3t.envs.alfworld import AlfWorld, Game, Games, load_games, mini_games, official_domain, official_grammar, task_type
 from a3t.envs.base import check_environment, play
@@ -201,3 +202,37 @@ def test_any_commands(seed, said):
         assert sim.step(c) == answer and (sim.save(), sim.won, sim.commands()) == after
         trace.append((c, answer, *after))
     assert [(c, twin.step(c), twin.save(), twin.won, twin.commands()) for c,*_ in trace] == trace
+
+# ---- many at once
+
+def test_together_or_alone_an_episode_is_the_same():
+    games = generate_games(seed=4, train=12, seen=0, unseen=6)
+    tasks, envs, rngs = games.tasks('train'), AlfSims(games, 30, max_steps=20), [random.Random(i) for i in range(30)]
+    obs, infos = envs.reset(options=dict(tasks=tasks))
+    alone, told = [AlfSim(games, max_steps=20) for _ in range(30)], 0
+    for i,e in enumerate(alone): assert e.reset(options={'task':infos['task'][i]})[0] == obs[i] and infos['task'][i] == tasks[i % 12]
+    over = [False]*30
+    for _ in range(45):
+        said = [rng.choice(a) if rng.random() < .8 else 'nonsense' for rng,a in zip(rngs, infos['admissible_actions'])]
+        obs, reward, terminated, truncated, infos = envs.step(said)
+        for i,e in enumerate(alone):
+            one = e.step(said[i]) if not over[i] else (*e.reset(options={'task':infos['task'][i]}), None)
+            if over[i]: one = one[0], 0., False, False, one[1]
+            assert one == (obs[i], reward[i], terminated[i], truncated[i], {k:infos[k][i] for k in one[-1]})
+            over[i], told = one[2] or one[3], told + (one[2] or one[3])
+    assert told >= 60
+
+def test_equal_lists_and_wrong_amounts():
+    games = mini_games()
+    envs = AlfSims(games, 8)
+    with pytest.raises(A3TError, match='no seen games'): AlfSims(Games('none', {games.tasks('train')[0]:0}, lambda t, _: games[t]), 2, split='seen').reset()
+    assert len({tuple(a) for a in envs.reset(seed=1)[1]['admissible_actions']}) == 1
+    with pytest.raises(A3TError, match='3 actions for 8'): envs.step(['look']*3)
+    obs, *_ = envs.step(np.array(['look']*8))
+    assert isinstance(obs, tuple) and envs.observation_space.contains(obs) and envs.action_space.contains(('look',)*8)
+
+def test_a_task_is_drawn_where_none_is_named():
+    games = generate_games(seed=4, train=12, seen=0, unseen=6)
+    env, drawn = AlfSim(games), []
+    for i in range(2): drawn.append([env.reset(seed=5) and env.task] + [env.reset() and env.task for _ in range(20)])
+    assert drawn[0] == drawn[1] and 6 < len(set(drawn[0])) <= 12 and set(drawn[0]) <= set(games.tasks('train'))

@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['RULES', 'WORDS', 'FLAGS', 'CLEAN', 'HOT', 'COOL', 'ON', 'SLICED', 'NOTHING', 'SILLY', 'parse_facts', 'parse_goal',
-           'demangled', 'read_rules', 'read_words', 'bits', 'listing', 'House', 'Wish', 'Simulator', 'AlfSim', 'load',
-           'near_miss', 'explored', 'sessions', 'transcript', 'compare', 'parity', 'parity_report', 'parity_words']
+           'demangled', 'read_rules', 'read_words', 'bits', 'listing', 'House', 'Wish', 'Simulator', 'offered',
+           'AlfSim', 'load', 'AlfSims', 'near_miss', 'explored', 'sessions', 'transcript', 'compare', 'parity',
+           'parity_report', 'parity_words', 'parity_command']
 
-# %% ../../nbs/12_envs.alfsim.ipynb #e85a7199
+# %% ../../nbs/12_envs.alfsim.ipynb #c2b1d607
 import functools, hashlib, json, platform, random, re, time
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from importlib.metadata import version
 from pathlib import Path
-from ..core import A3TError, content_hash, seed_for, write_json
+from ..core import A3TError, content_hash, data_folder, seed_for, write_json
+import gymnasium, numpy as np
 from fastcore.basics import patch
+from gymnasium.vector import AutoresetMode, VectorEnv
 from tqdm import tqdm
 from .base import TextEnv
 from .alfworld import SPLITS, AlfWorld, load_games, named_games, official_domain, official_grammar, reworded
@@ -97,12 +100,16 @@ def read_rules(
         raise A3TError("the simulator does not know these rules (PDDL domain): play the game with the engine 'textworld'")
     return tuple(sinks)
 
-# %% ../../nbs/12_envs.alfsim.ipynb #4fdb07b8
+# %% ../../nbs/12_envs.alfsim.ipynb #55224702
 def read_words(
     grammar:str, # grammar, the goal in it
 )->str: # what `help` answers
     "What differs between versions of the words; raises `A3TError` on words that the simulator does not know"
-    text = re.sub(r'Your task is to: .*', '', grammar, count=1)
+    head, task, tail = grammar.partition('Your task is to: ')
+    return _known_words(head + tail[tail.find('\n'):] if '\n' in tail else head)
+
+@functools.lru_cache(64)
+def _known_words(text):
     at = text.find('action help')
     if at < 0 or _digest(text[:at]) != WORDS:
         raise A3TError("the simulator does not know these words (grammar): play the game with the engine 'textworld'")
@@ -519,10 +526,18 @@ def commands(self:Simulator)->list: # sorted
         res = h.keep(h.answers, key, sorted(res))
     return res
 
-# %% ../../nbs/12_envs.alfsim.ipynb #4f705416
+# %% ../../nbs/12_envs.alfsim.ipynb #04853977
 NOTHING = 'Nothing happens.'
 
-# %% ../../nbs/12_envs.alfsim.ipynb #24653cc9
+def offered(
+    sim:Simulator, # at some moment
+)->list: # sorted, the caller's own
+    "The admissible commands without `help`, which brings no game forward"
+    actions = sim.commands()
+    i = bisect_left(actions, 'help')
+    return actions[:i] + actions[i+1:]
+
+# %% ../../nbs/12_envs.alfsim.ipynb #f7947f0a
 class AlfSim(TextEnv):
     "AlfWorld's games on the simulator: `AlfWorld`, but quick, and its states can be saved"
     instruction, exemplar, task_types, splits = AlfWorld.instruction, AlfWorld.exemplar, AlfWorld.task_types, AlfWorld.splits
@@ -547,7 +562,8 @@ class AlfSim(TextEnv):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self._choose(self._task(options))
+        tasks = None if options else self.tasks('train') or list(self.games)
+        self._choose(self._task(options) if options else tasks[self.np_random.integers(len(tasks))])
         self.n, self.raw = 0, self.sim.reset()
         return self.sim.room(), self._info(True)
 
@@ -558,9 +574,7 @@ class AlfSim(TextEnv):
         return self.raw, float(won), won, self.n >= self.max_steps, self._info(self.raw != NOTHING)
 
     def _info(self, valid):
-        actions = self.sim.commands()
-        i = bisect_left(actions, 'help')
-        return dict(goal=self.sim.house.goal, task_type=self.type, valid=valid, won=self.sim.won, admissible_actions=actions[:i] + actions[i+1:])
+        return dict(goal=self.sim.house.goal, task_type=self.type, valid=valid, won=self.sim.won, admissible_actions=offered(self.sim))
 
 # %% ../../nbs/12_envs.alfsim.ipynb #33f4edf1
 @patch
@@ -584,13 +598,81 @@ def key(self:AlfSim)->tuple: # hashable
     "The task and the state of the house, for counting states"
     return self.task, self.sim.key()
 
-# %% ../../nbs/12_envs.alfsim.ipynb #578044b9
+# %% ../../nbs/12_envs.alfsim.ipynb #e7f6ca5e
 def load(
-    games=None, # a source that `load_games` takes
+    games='official', # as `named_games` takes it: 'official', 'generated', a packed file, or `Games`
     max_steps:int=50, # the episode ends after so many steps
 )->AlfSim: # the environment
     "AlfWorld's games on the simulator"
-    return AlfSim(games, max_steps)
+    return AlfSim(named_games(games), max_steps)
+
+# %% ../../nbs/12_envs.alfsim.ipynb #9150c0fb
+class AlfSims(VectorEnv):
+    "Many episodes on the simulator, stepped together in one process"
+    metadata = dict(autoreset_mode=AutoresetMode.NEXT_STEP)
+
+    def __init__(self,
+        games, # as `named_games` takes it: 'official', 'generated', a packed file, or `Games`
+        n:int, # number of episodes
+        max_steps:int=50, # an episode ends after so many steps
+        split:str='train', # where tasks are drawn from
+    ):
+        self.games, self.num_envs, self.max_steps, self.split = named_games(games), n, max_steps, split
+        self.single_observation_space, self.single_action_space = AlfSim.observation_space, AlfSim.action_space
+        self.observation_space, self.action_space = (gymnasium.spaces.Tuple([x]*n) for x in (AlfSim.observation_space, AlfSim.action_space))
+        self._opened = functools.lru_cache(max(64, n))(self._open)
+
+    def _open(self, task):
+        g = self.games[task]
+        return g.task_type, House(g.problem, g.goal, g.domain, g.grammar)
+
+    def _start(self, i):
+        task = self.queue[self.next % len(self.queue)]
+        self.next += 1
+        self.types[i], house = self._opened(task)
+        self.sims[i], self.taken[i], self.task[i], self.over[i] = Simulator(house), 0, task, False
+        return self.sims[i].room()
+
+# %% ../../nbs/12_envs.alfsim.ipynb #87fef158
+@patch
+def reset(self:AlfSims, *,
+    seed:int=None, # of the order of tasks
+    options:dict=None, # `tasks`: task ids, taken in this order, again and again; by default all of the split, shuffled
+)->tuple: # observations, infos
+    "Start all episodes"
+    gymnasium.vector.VectorEnv.reset(self, seed=seed)
+    queue = list((options or {}).get('tasks') or ())
+    self.queue = queue or [str(t) for t in self.np_random.permutation(self.games.tasks(self.split))]
+    if not self.queue: raise A3TError(f'there are no {self.split} games in {self.games.source}: name another split')
+    n = self.num_envs
+    self.next, self.sims, self.types, self.task, self.taken, self.over = 0, [None]*n, [None]*n, [None]*n, [0]*n, [False]*n
+    return tuple(map(self._start, range(n))), self._infos([True]*n)
+
+@patch
+def step(self:AlfSims,
+    actions, # one for each episode
+)->tuple: # observations, rewards, terminated, truncated, infos
+    "One step of every episode"
+    if len(actions) != self.num_envs: raise A3TError(f'{len(actions)} actions for {self.num_envs} episodes: give one for each')
+    texts, reward, valid = [], np.zeros(self.num_envs), [True]*self.num_envs
+    for i,(action, sim) in enumerate(zip(actions, self.sims)):
+        if self.over[i]:
+            texts.append(self._start(i))
+            continue
+        texts.append(text := sim.step(reworded(str(action), 'move')))
+        self.taken[i] += 1
+        reward[i], valid[i], self.over[i] = sim.won, text != NOTHING, sim.won or self.taken[i] >= self.max_steps
+    truncated = np.fromiter((n >= self.max_steps for n in self.taken), bool, self.num_envs)
+    return tuple(texts), reward, reward > 0, truncated, self._infos(valid)
+
+# %% ../../nbs/12_envs.alfsim.ipynb #808249a3
+@patch
+def _infos(self:AlfSims, valid):
+    "As Gymnasium wants them: an array for each key"
+    lists = np.empty(self.num_envs, dtype=object)
+    for i,sim in enumerate(self.sims): lists[i] = offered(sim) # one by one, or numpy makes a table of them
+    return dict(goal=np.array([s.house.goal for s in self.sims], object), task_type=np.array(self.types, object), task=np.array(self.task, object),
+                valid=np.array(valid), won=np.array([s.won for s in self.sims]), admissible_actions=lists)
 
 # %% ../../nbs/12_envs.alfsim.ipynb #2cee1fa7
 SILLY = ('', ' ', 'xyzzy', 'go', 'go to', 'take', 'look around', 'inventory 1', 'help me', 'examine', 'open', 'heat with', 'take from', 'move  to ', 'put x in/on y', '🦉', 'look\n', 'go to {r.name}', '#look.feedback#')
@@ -746,13 +828,13 @@ def parity_report(
     progress:bool=True, # show a progress bar
 )->dict: # what was written: which games, counts, differences, digests
     "Hold the simulator against AlfWorld's engine, and write down what came of it"
-    name, games, file = str(games), named_games(games, generator), Path(file)
+    games, file = named_games(games, generator), Path(file)
     def some(k): return sorted(sorted(games, key=lambda t: content_hash(['parity', t]))[:k or None])
     def run(tasks, mend): return parity(games, tasks, episodes, steps, file=file.with_suffix('.jsonl'), progress=('parity' if mend else 'stock')*progress or None, mend=mend)
     tasks = some(n)
     kinds = {s:len([t for t in tasks if t.startswith(folder+'/')]) for s,folder in SPLITS.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    res = dict(games=Path(name).name, splits=kinds, hash=content_hash([[t, games[t].hash] for t in tasks]), episodes=episodes, steps=steps,
+    res = dict(games=Path(games.source).name, splits=kinds, hash=content_hash([[t, games[t].hash] for t in tasks]), episodes=episodes, steps=steps,
                python=platform.python_version(), mended=run(tasks, True), stock=run(some(min(stock, len(tasks))), False) if stock else None)
     write_json(file, res)
     return res
@@ -766,3 +848,19 @@ def parity_words(
         if r := report[k]: res.append(f"{k} engine: {r['games']:,} games, {r['steps']:,} steps ({r['invalid']:,} of them not allowed), {r['differences']:,} differences ({r['engine']})")
         for d in r['first'] if r else (): res.append(f"  {d['task']}, episode {d['episode']}, after {d['commands']}: {d['difference']}")
     return '\n'.join(res)
+
+# %% ../../nbs/12_envs.alfsim.ipynb #af2c6f7c
+def parity_command(
+    games:str, # a packed file, `official`, or `generated`
+    episodes:int=2, # random episodes of each game, beside its walkthrough
+    steps:int=50, # steps of a random episode
+    json:str='', # report to write; data/parity/GAMES.json by default
+    n:int=0, # play so many games, drawn over all types; 0: all
+    stock:int=0, # so many of them also on the untouched engine, which is slow
+    seed:int=0, # of generated games
+)->int: # 0 without differences, else 1
+    "Hold the simulator against AlfWorld's engine: walkthroughs, random play, invalid commands"
+    file = Path(json or data_folder()/'parity'/f"{Path(games).name.split('.')[0]}.json")
+    report = parity_report(games, file, episodes, steps, n, stock, dict(seed=seed) if games == 'generated' else None)
+    print(f'{parity_words(report)}\nreport: {file}')
+    return int(bool(report['mended']['differences'] or (report['stock'] or report['mended'])['differences']))
