@@ -73,7 +73,8 @@ def print_results(
     print(f"\nreport: {os.path.relpath(Path(run)/'report.html')}")
 
 # %% ../nbs/62_cli.ipynb #1a3f33ab
-COMMANDS = {'run':'a3t.cli:run', 'report':'a3t.cli:report', 'presets':'a3t.cli:presets', 'shop':'a3t.shop:shop_command'} # name → module:function
+COMMANDS = {'run':'a3t.cli:run', 'report':'a3t.cli:report', 'presets':'a3t.cli:presets', 'shop':'a3t.shop:shop_command',
+            'doctor':'a3t.doctor:doctor_command', 'parity':'a3t.envs.alfsim:parity_command'} # name → module:function
 
 def command(
     name:str, # one of `COMMANDS`

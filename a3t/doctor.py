@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'check_packages', 'check_kernel', 'is_whole', 'check_weights', 'check_machine', 'check_bitsandbytes',
-           'check_environment_data', 'diagnose', 'doctor_words', 'doctor']
+           'check_environment_data', 'diagnose', 'doctor_words', 'doctor', 'doctor_command']
 
-# %% ../nbs/63_doctor.ipynb #c2a778cf
+# %% ../nbs/63_doctor.ipynb #fd16d9f0
 import json, platform, shutil, sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from inspect import signature
 from pathlib import Path
-from .core import A3TError, data_folder, load_settings
+from typing import Annotated
+from .core import A3TError, data_folder, load_settings, project_root
 from .envs.base import Check, environment_module
-from .rounds import project_root
 
 # %% ../nbs/63_doctor.ipynb #cf96b625
 def check_packages(
@@ -151,3 +151,12 @@ def doctor(
     checks = diagnose(load_settings(preset, overrides, project_root()/'settings.ini'))
     print(doctor_words(checks))
     return int(not all(c.ok for c in checks))
+
+# %% ../nbs/63_doctor.ipynb #6f956244
+def doctor_command(
+    preset:Annotated[str, {'nargs':'?', 'opt':False}]='cpu', # a section of settings.ini
+    set:Annotated[str, {'nargs':'+', 'action':'extend'}]=None, # settings that win over the preset, each as key=value
+)->int: # 0 where all is well, else 1
+    "Look at everything that a preset needs: what is wrong, and what mends it"
+    from a3t.cli import overrides
+    return doctor(preset, overrides(set or []))

@@ -9,7 +9,7 @@ from a3t.core import load_settings
 from a3t.doctor import check_machine, check_packages, check_weights, diagnose, doctor
 from a3t.envs.alfworld import Games, mini_games, pack_games, unpack_games
 from test_alfworld import TASK, needs_games, old_dialect, real
-from conftest import ROOT
+from conftest import ROOT, project
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
@@ -99,3 +99,9 @@ def test_packages():
 def test_every_preset_can_be_asked(place):
     for preset in ('smoke', 'cpu-alfworld', 'paper-alfworld'):
         assert all(c.mend for c in diagnose(load_settings(preset, path=ROOT/'settings.ini')) if not c.ok)
+
+def test_the_command_tells_by_its_exit_status(project):
+    assert project.a3t('doctor', 'smoke').returncode == 0
+    p = project.a3t('doctor', 'smoke', '--set', 'model=no/such-model')
+    assert p.returncode == 1 and 'BAD  weights of no/such-model' in p.stdout and 'hf download no/such-model' in p.stdout
+    assert project.a3t('doctor', 'nonsense').returncode == 1
