@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
 from a3t.core import A3TError, file_hash
-from a3t.data import make_rows
+from a3t.data import Row, make_rows
 from a3t.envs.base import ToyHouse
+from a3t.logprobs import lean, token_logprobs
 from a3t.losses import term_weights
 from a3t.models.local import load_model, quiet, tiny_model
-from a3t.train import (Batches, StepLog, average_adapters, checkpoints, lora, micro_batches, read_log, rows_loss, token_logprobs, train, unpack_4bit)
+from a3t.train import (Batches, StepLog, average_adapters, checkpoints, lora, micro_batches, read_log, on_threads, rows_loss, train, unpack_4bit)
 
 torch.set_num_threads(1)
 WON = ToyHouse.exemplar
@@ -254,6 +255,22 @@ def test_batches():
     assert max(map(len, first)) - min(map(len, first)) <= 1 and list(b) == first
     b.set_epoch(1)
     assert list(b) != first and sorted(i for x in b for i in x) == list(range(7))
-    parts = micro_batches([([0]*n, i) for i,n in enumerate(lengths)], 40)
+    rows = [Row((0,)+tuple(range(10*i, 10*i+n-1)), (), 1., '', True) for i,n in enumerate(lengths)]
+    parts = micro_batches([(r, i) for i,r in enumerate(rows)], 40)
     assert sorted(i for p in parts for _,i in p) == list(range(7))
-    assert all(len(p) == 1 or len(p)*max(len(r) for r,_ in p) <= 40 for p in parts)
+    assert all(len(p) == 1 or sum(len(r) for r,_ in p) <= 40+len(p) for p in parts) and parts[0][0][1] == 1
+    assert len(micro_batches([(rows[1], 0)]*5, 90)) == 1 # a common beginning counts once
+
+def test_threads_change_nothing(folder, rows, tmp_path, monkeypatch):
+    "As many threads as cores, one micro-batch each: the same bytes as one thread"
+    model, tok = load_model(folder, device='cpu', dtype=torch.float32)
+    hashes, was = [], torch.get_num_threads()
+    for n in (1, 2, 2):
+        torch.set_num_threads(n)
+        try: hashes.append(train(model, tok, rows, tmp_path/str(len(hashes)), **FAST | dict(batch_size=4, micro_tokens=1))['adapter_hash'])
+        finally: torch.set_num_threads(was)
+    assert len(set(hashes)) == 1
+
+def test_on_threads():
+    assert list(on_threads(lambda x: x*x, range(9), 3)) == [x*x for x in range(9)]
+    with pytest.raises(ZeroDivisionError): list(on_threads(lambda x: 1/x, [1, 0, 2], 2))
