@@ -9,6 +9,7 @@ help:
 	@echo "make run        the demo: preset cpu, about half an hour on two cores"
 	@echo "make test       all checks that CI runs"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make bench      AlfWorld's engine, mended and simulated: how fast? A few minutes"
 	@echo "make lab        the notebooks in JupyterLab"
 	@echo "make setup      .venv alone; the others do it by themselves"
 
@@ -37,7 +38,12 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
+bench: $(STAMP)
+	@mkdir -p data/bench
+	OMP_NUM_THREADS=1 $(BIN)/papermill -k python3 --cwd nbs nbs/70_bench.alfworld.ipynb data/bench/alfworld.ipynb
+	@$(BIN)/python -c "import json; [print(f'{e:10} load and reset {r[\"load\"]:10.2f} ms   {1e3/r[\"step\"]:12,.0f} steps a second') for e,r in json.load(open('data/bench/alfworld.json'))['engines'].items()]"
+
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs
 
-.PHONY: help setup run test test-slow lab
+.PHONY: help setup run test test-slow bench lab
