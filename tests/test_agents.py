@@ -10,7 +10,7 @@ from a3t.envs.alfgen import generate_games
 from a3t.envs.alfsim import AlfSim
 from a3t.envs.alfworld import EXEMPLAR, AlfWorld
 from a3t.envs.base import ToyHouse, check_environment, play
-from a3t.explore import add_search, explore, first_successes, shrink, wins
+from a3t.explore import Habits, add_search, explore, first_successes, habit, imitate, shrink, wins
 from a3t.models.base import ScriptedModel, gather, toy_tokenizer
 from a3t.prompts import actre_brief_segments, actre_segments, one_line, parse_step, render_step, segments, steps_of
 
@@ -145,3 +145,28 @@ def test_exploring_is_repeatable(house):
     assert house.max_steps == 10**9
 
 def test_no_budget_no_success(house): assert first_successes(house, house.tasks('train')[0], budget=1) == []
+
+# -- imitation
+
+def test_habits_are_without_names():
+    actions = ['go to fridge 1', 'go to cabinet 2', 'open cabinet 2', 'take mug 1 from cabinet 2', 'go to sinkbasin 1', 'clean mug 1 with sinkbasin 1', 'go to shelf 3', 'move mug 1 to shelf 3']
+    what, kinds, enabling = habit(actions)
+    assert what == ((('go to {}', (0,)), ('take {} from {}', (1, 2)), ('clean {} with {}', (1, 3)), ('move {} to {}', (1, 4))), (0, 1, 2, 3, 4))
+    assert kinds == ('fridge', 'mug', 'cabinet', 'sinkbasin', 'shelf') and enabling['take {} from {}'] == ['go to {}', 'open {}']
+    two = habit(['take mug 1 from desk 1', 'move mug 1 to shelf 1', 'take mug 2 from desk 1', 'move mug 2 to shelf 1'])[0]
+    assert two[0] == (('take {} from {}', (0, 1)), ('move {} to {}', (0, 2)), ('take {} from {}', (3, 1)), ('move {} to {}', (3, 2))) and two[1] == (0, 1, 2, 0)
+
+def test_imitation_wins_by_the_reward_alone(house):
+    found = {t:shrink(house, t, a) for t in house.tasks('train') if (a := explore(house, t, 20_000)[0])}
+    won = 0
+    for t in found:
+        way, n = imitate(house, t, Habits([a for u,a in found.items() if u != t]), 20_000)
+        assert way is None or wins(house, t, way) == len(way) <= n
+        won += way is not None
+    assert won >= len(found)/3
+    assert imitate(house, t, Habits([]), 20_000)[0] is None and imitate(house, t, Habits(found.values()), 1)[0] is None
+
+def test_kinds_that_never_change_are_fixed():
+    h = Habits([[f'take mug 1 from desk {i}', 'clean mug 1 with sinkbasin 1', f'move mug 1 to shelf {i}'] for i in (1, 2, 3)] + [['take pan 1 from desk 1', 'clean pan 1 with sinkbasin 2', 'move pan 1 to bed 1']])
+    (what,) = h.kinds
+    assert h.fixed(what) == {1:'desk', 2:'sinkbasin'}
