@@ -1,0 +1,352 @@
+import asyncio, gc, json, pickle, subprocess, sys, threading, time, warnings
+import pytest, torch
+from a3t.agents import ActRe, ReAct, rollout
+from a3t.compose import compose_all
+from a3t.core import A3TError
+from a3t.envs.base import load
+from a3t.models.api import Refused, ServerModel, ToyServer, api_key, language_model, load_tokenizer, read_choice, split_address, without_echo
+from a3t.models.base import encode_segments, gather
+from a3t.models.local import LocalModel, find_gguf, load_model, tiny_model
+
+torch.set_num_threads(1)
+MOVE = 'act[look]'
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch):
+    for k in ('A3T_API_KEY', 'OPENAI_API_KEY'): monkeypatch.delenv(k, raising=False)
+
+def model(toy, **kw): return ServerModel(f'{toy.url}#toy', **{'pause':.01, **kw})
+
+def complete(lm, prompts=('Task',), **kw): return gather([lm.complete(p, **kw) for p in prompts], limit=None)
+
+# ---- a real server: llama.cpp's, with the embedded model
+
+SERVE = '''
+import os, sys, threading
+import xllamacpp as llama
+p = llama.CommonParams()
+p.model.path, p.model_alias, p.port = sys.argv[1], {'smollm2-135m'}, int(sys.argv[2])
+p.n_ctx, p.n_parallel, p.cpuparams.n_threads, p.cpuparams_batch.n_threads = 8192, 4, 1, 1
+server = llama.Server(p)
+print('at', server.listening_address, flush=True)
+sys.stdin.read() # until the test is over
+os._exit(0)
+'''
+
+def serve(port=0):
+    "Start the server in a process of its own; (process, URL)"
+    if not port:
+        import socket
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            port = s.getsockname()[1]
+    p = subprocess.Popen([sys.executable, '-c', SERVE, str(find_gguf()), str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for line in p.stdout:
+        if line.startswith('at '): break
+    else: raise AssertionError('the server did not start: is xllamacpp installed (pip install -e .[dev])?')
+    threading.Thread(target=p.stdout.read, daemon=True).start()
+    return p, f'http://127.0.0.1:{port}/v1'
+
+@pytest.fixture(scope='module')
+def llama():
+    p, url = serve()
+    yield url
+    p.kill(); p.wait()
+
+PROMPTS = ['The capital of France is', 'Once upon a time, in a small kitchen,', '1, 2, 3, 4,', 'A list of fruits:\n- apple\n-', 'You are in a room. On the desk 1, you see a mug 1. > ']
+
+def test_server_says_what_the_local_model_says(llama):
+    "llama.cpp computes with 8-bit activations, we in fp32: the same up to that"
+    lm, local = language_model(f'{llama}#smollm2-135m'), LocalModel(*load_model('smollm2-135m', device='cpu', dtype=torch.float32))
+    there, here = complete(lm, PROMPTS, max_tokens=8), complete(local, PROMPTS, max_tokens=8)
+    same = 0
+    for a,b in zip(there, here):
+        assert a.prompt_tokens == b.prompt_tokens and len(a.token_ids) == len(a.logprobs) == 8 and a.finish == 'length'
+        assert lm.tokenizer.decode(a.token_ids) == a.text
+        n = next((i for i,(x, y) in enumerate(zip(a.token_ids, b.token_ids)) if x != y), 8)
+        same += n
+        assert all(abs(x - y) < .35 for x,y in zip(a.logprobs[:n], b.logprobs[:n])), (a, b)
+    assert same >= 20, (there, here)
+
+def test_segments_reach_the_server_as_tokens(llama):
+    lm = language_model(f'{llama}#smollm2-135m')
+    odd = ['The capi', 'tal of Fr', 'ance is'] # other tokens than the joined text has
+    assert encode_segments(lm.tokenizer, odd) != encode_segments(lm.tokenizer, ''.join(odd))
+    assert complete(lm, [odd], max_tokens=1)[0].prompt_tokens == len(encode_segments(lm.tokenizer, odd))
+    text = ServerModel(f'{llama}#') # no name: the only model; no tokenizer: text
+    assert complete(text, [odd], max_tokens=1)[0].prompt_tokens == len(encode_segments(lm.tokenizer, ''.join(odd)))
+    assert text.name == 'smollm2-135m'
+
+def test_stop_and_seed(llama):
+    lm = language_model(f'{llama}#smollm2-135m')
+    c, = complete(lm, ['1, 2, 3,'], max_tokens=12, stop=(' 6',))
+    assert (c.text, c.finish) == (' 4, 5,', 'stop')
+    ask = lambda seed: complete(lm, ['Once upon a time'], max_tokens=12, temperature=1., seed=seed)[0].text
+    assert len({ask(s) for s in range(3)}) > 1 and ask(1) == ask(1)
+
+def test_episodes_on_a_server(llama):
+    lm, env = language_model(f'{llama}#smollm2-135m'), load(max_steps=3)
+    tasks = env.tasks('train')[:4]
+    policy = ReAct(lm, env.instruction, env.exemplar, max_tokens=16)
+    done = rollout(lambda: load(max_steps=3), tasks, policy, limit=4, processes=lm.processes)
+    assert [t.task for t in done] == tasks and all(len(t) for t in done)
+    assert lm.stats['requests'] == 1 + sum(map(len, done)) # one look, and one request a step
+    assert lm.stats['cached_tokens'] > .3*lm.stats['prompt_tokens'] # a step's prompt begins with the one before
+    actre = ActRe(lm, env.exemplar, max_tokens=12)
+    made = compose_all(lambda: load(max_steps=2), tasks[:2], policy, actre, most=1, p=1., limit=2)
+    assert all(s.actor == 'sampled' for t in made for s in t.steps) and any(s.reason for t in made for s in t.steps)
+
+def test_a_chat_model(llama):
+    c, = complete(ServerModel(f'{llama}/chat/completions#smollm2-135m'), ['Task: find a mug.\nact[go to desk 1] think['], stop=('\n',), max_tokens=8)
+    assert c.text and (c.token_ids, c.logprobs) == ([], []) and c.prompt_tokens > 10
+
+def test_what_llama_cpp_cannot(llama):
+    lm = language_model(f'{llama}#smollm2-135m')
+    with pytest.raises(A3TError, match='does not score'): gather([lm.score('go to', [' desk', ' drawer'])])
+    with pytest.raises(A3TError, match='refuses .400.*context'): complete(lm, ['desk '*4000], max_tokens=4)
+    env = load(max_steps=3)
+    grounded = ActRe(lm, env.exemplar, grounded=env.instruction, max_tokens=12)
+    with pytest.raises(A3TError, match='grounded_reasons = false'): compose_all(lambda: load(max_steps=6), env.tasks('train')[:3], None, grounded, most=2, p=1.)
+
+def test_killed_in_mid_run():
+    p, url = serve()
+    lm = ServerModel(f'{url}#smollm2-135m', pause=.01, attempts=3)
+    async def kill():
+        while lm.stats['requests'] < 3: await asyncio.sleep(.01)
+        p.kill(); p.wait()
+        return 'killed'
+    async def play():
+        for i in range(200): await lm.complete(f'{i}, {i + 1},', max_tokens=8)
+    with pytest.raises(A3TError, match='can no longer be reached, 3 times.*finished work is kept'): gather([play(), play(), kill()])
+    assert p.returncode is not None and 3 <= lm.stats['requests'] < 400
+
+# ---- trouble
+
+@pytest.mark.parametrize('trouble', [[500], [502, 503, 504], [529], [(429, {'Retry-After':'0'})], [408], ['cut'], ['garbage'], ['cut', 500, 'garbage', 429]])
+def test_what_passes(trouble):
+    with ToyServer(lambda b: MOVE, trouble) as toy:
+        lm = model(toy)
+        assert complete(lm)[0].text == MOVE
+    assert lm.stats['retries'] == len(trouble) and lm.stats['requests'] == 2
+    assert len(toy.requests) == len(trouble) + 1
+
+@pytest.mark.parametrize('trouble,says', [(500, '500'), ('cut', 'the connection broke'), ('garbage', 'no JSON')])
+def test_what_stays(trouble, says):
+    with ToyServer(lambda b: MOVE, [trouble]*10) as toy:
+        with pytest.raises(A3TError, match=f'{says}.*4 times; look at its log'): complete(model(toy, attempts=4))
+    assert len(toy.requests) == 4
+
+@pytest.mark.parametrize('res', [{}, dict(choices=[]), dict(choices=None), [1]])
+def test_an_answer_without_choices(res):
+    with ToyServer(lambda b: res) as toy:
+        with pytest.raises(A3TError, match='no choices'): complete(model(toy, attempts=2))
+
+@pytest.mark.parametrize('status,says', [(400, 'mend the request'), (401, 'A3T_API_KEY'), (402, 'money'), (404, r'ask for a model that it has \(toy\)'), (302, '302')])
+def test_what_is_final(status, says):
+    with ToyServer(lambda b: MOVE, [(status, {'Location':'http://127.0.0.1:9/elsewhere'})]*3) as toy:
+        with pytest.raises(Refused, match=says): complete(model(toy))
+    assert len(toy.requests) == 1
+
+def test_no_money_left_is_final():
+    class Poor(ToyServer):
+        def send(self, handler, status, content, headers={}, cut=False):
+            if status == 429: content = dict(error=dict(message='You exceeded your current quota', code='insufficient_quota'))
+            super().send(handler, status, content, headers, cut)
+    with Poor(lambda b: MOVE, [429]*5) as toy:
+        with pytest.raises(Refused, match='money on the account'): complete(model(toy))
+    assert len(toy.requests) == 1
+
+def test_retry_after_is_obeyed():
+    with ToyServer(lambda b: MOVE, [(429, {'Retry-After':'0.4'})]) as toy:
+        start = time.monotonic()
+        complete(model(toy))
+        assert time.monotonic() - start >= .4
+    with ToyServer(lambda b: MOVE, [(503, {'Retry-After':'900'})]) as toy:
+        with pytest.raises(A3TError, match='left alone for 900 seconds'): complete(model(toy))
+    assert len(toy.requests) == 1
+
+def test_a_server_that_hangs():
+    with ToyServer(lambda b: MOVE, [5.]) as toy: assert complete(model(toy, timeout=.3))[0].text == MOVE
+    with ToyServer(lambda b: MOVE, [5.]*3) as toy:
+        start = time.monotonic()
+        with pytest.raises(A3TError, match='no answer within 0.2 seconds, 2 times'): complete(model(toy, timeout=.2, attempts=2))
+        assert time.monotonic() - start < 3
+
+def test_a_dead_server_is_known_at_once():
+    with ToyServer(lambda b: MOVE) as toy: pass
+    start = time.monotonic()
+    with pytest.raises(A3TError, match='nobody answers there'): complete(model(toy, pause=10.))
+    assert time.monotonic() - start < 3
+
+def test_a_server_that_comes_back():
+    toy = ToyServer(lambda b: MOVE).__enter__()
+    lm, url = model(toy, pause=.2, attempts=8), toy.url
+    complete(lm)
+    toy.__exit__()
+    class Same(ToyServer):
+        def __enter__(self):
+            from http.server import ThreadingHTTPServer
+            super().__enter__().__exit__()
+            self.server = ThreadingHTTPServer(('127.0.0.1', toy.server.server_port), self.server.RequestHandlerClass)
+            threading.Thread(target=self.server.serve_forever, daemon=True).start()
+            return self
+    again = Same(lambda b: MOVE)
+    threading.Timer(.5, again.__enter__).start()
+    assert complete(lm)[0].text == MOVE and lm.stats['retries'] > 0
+    again.__exit__()
+
+def test_a_broken_server_ends_the_run_and_loses_no_episode():
+    "No trajectory is made up: the error comes out of rollout"
+    env = load(max_steps=6)
+    with ToyServer(lambda b: MOVE, ['']*5 + [500]*100) as toy:
+        with pytest.raises(A3TError, match='it answers 500'): rollout(lambda: load(max_steps=6), env.tasks('train')[:4], ReAct(model(toy, attempts=2)))
+
+# ---- limits, loops, money
+
+def test_limit():
+    now, most, lock = [0], [0], threading.Lock()
+    def slow(body):
+        with lock: now[0] += 1; most[0] = max(most[0], now[0])
+        time.sleep(.03)
+        with lock: now[0] -= 1
+        return MOVE
+    with ToyServer(slow) as toy:
+        complete(model(toy, limit=3), ['Task']*12)
+        assert most[0] == 3
+        complete(model(toy, limit=12), ['Task']*12)
+    assert most[0] > 3
+
+def test_who_waits_for_another_attempt_holds_nobody_up():
+    with ToyServer(lambda b: MOVE, [(429, {'Retry-After':'0.5'})]) as toy:
+        lm, ends = model(toy, limit=1), []
+        async def one(i):
+            await lm.complete('Task')
+            ends.append(i)
+        gather([one(i) for i in range(4)])
+    assert sorted(ends[:3]) != [0, 1, 2] and len(ends) == 4
+
+def test_loops_come_and_go():
+    with ToyServer(lambda b: MOVE) as toy, warnings.catch_warnings():
+        warnings.simplefilter('error')
+        lm = model(toy)
+        for _ in range(3): complete(lm, ['Task']*4)
+        async def inside(): return complete(lm) # a loop in a thread of its own beside a running one
+        asyncio.run(inside())
+        assert len(lm.sessions) == 1
+        gc.collect()
+    assert lm.stats['requests'] == 1 + 13 # the look at the server is not repeated
+
+def test_accounting():
+    usage = dict(prompt_tokens=1000, completion_tokens=10, prompt_tokens_details=dict(cached_tokens=600))
+    answers = iter([dict(choices=[dict(text=MOVE, finish_reason='stop')], usage=usage)]*3 + [dict(choices=[dict(text=MOVE, finish_reason='stop')])])
+    with ToyServer(lambda b: next(answers), ['cut']) as toy:
+        lm = model(toy, price=(2., 10.))
+        complete(lm.adapter(), ['Task']*3) # another view counts into the same account
+        complete(lm)
+    assert lm.stats == dict(requests=5, retries=1, prompt_tokens=2000, cached_tokens=1200, completion_tokens=20, unmetered=1, cost=pytest.approx(.0042)) or \
+           lm.stats == dict(requests=5, retries=1, prompt_tokens=3000, cached_tokens=1800, completion_tokens=30, unmetered=1, cost=pytest.approx(.0063))
+
+# ---- keys
+
+KEY = 'sk-test-0123456789abcdef'
+
+def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch, capfd, tmp_path):
+    monkeypatch.setenv('A3T_API_KEY', KEY)
+    with ToyServer(lambda b: MOVE, ['', 400, 500]) as toy:
+        lm = model(toy, attempts=1)
+        complete(lm)
+        assert toy.requests[0][2]['Authorization'] == f'Bearer {KEY}'
+        for error in (Refused, A3TError): # the toy server repeats the key in its message
+            with pytest.raises(error) as e: complete(lm)
+            import traceback
+            assert 'trouble' in str(e.value) and KEY not in ''.join(traceback.format_exception(e.value))
+        state = {k:v for k,v in vars(lm).items() if k != 'sessions'}
+        assert KEY not in repr(lm) + repr(vars(lm)) and KEY.encode() not in pickle.dumps(state)
+        assert KEY not in json.dumps(toy.requests[0][1])
+    assert KEY not in ''.join(capfd.readouterr())
+
+def test_a_key_of_openai_stays_with_openai(monkeypatch):
+    monkeypatch.setenv('OPENAI_API_KEY', KEY)
+    with ToyServer(lambda b: MOVE) as toy: complete(model(toy))
+    assert 'Authorization' not in toy.requests[0][2]
+    assert api_key('https://api.openai.com/v1') == KEY
+
+def test_keys_in_the_wrong_place(monkeypatch):
+    for bad in ('http://user:pass@host/v1#m', 'https://host/v1?key=abc#m'):
+        with pytest.raises(A3TError, match='into the environment') as e: ServerModel(bad)
+        assert 'pass@' not in str(e.value) and 'abc' not in str(e.value)
+    with pytest.raises(A3TError, match='into the environment'): ServerModel('http://host/v1#m', api_key=KEY)
+    monkeypatch.setenv('A3T_API_KEY', 'ключ')
+    with pytest.raises(A3TError, match='A3T_API_KEY holds characters'), ToyServer(lambda b: MOVE) as toy: complete(model(toy))
+
+# ---- forms
+
+def test_choices():
+    vllm = dict(text='go', token_ids=[5, 6], logprobs=dict(tokens=['g', 'o'], token_logprobs=[-1., -2.]), finish_reason='stop')
+    assert read_choice(dict(vllm, stop_reason='\n'), ('\n',)) == ('go', [5, 6], [-1., -2.], 'stop')
+    assert read_choice(dict(vllm, stop_reason=None), ('\n',)) == ('go', [5, 6], [-1., -2.], 'end')
+    assert read_choice(dict(vllm, finish_reason='length'), ('\n',))[3] == 'length'
+    assert read_choice(dict(text='go\nand on', finish_reason='length'), ('\n',)) == ('go', [], [], 'stop') # a server that knows no stop strings
+    assert read_choice(dict(text=None, finish_reason='stop'), ()) == ('', [], [], 'end')
+
+def test_without_echo():
+    prompt = 'Task: x\nact[look] think['
+    for text in ('act[look] think[I see.]', 'think[I see.]', 'I see.]'): assert without_echo(text, prompt) == 'I see.]'
+    assert without_echo('act[look]', 'Task: x\n') == 'act[look]'
+
+def test_only_known_servers_get_their_own_fields(tmp_path):
+    tok = load_tokenizer(tiny_model(tmp_path/'m'))
+    for owner,own in (('vllm', True), ('llamacpp', True), ('somebody', False)):
+        with ToyServer(lambda b: MOVE, owner=owner) as toy: complete(model(toy, tokenizer=tok, stop=None, user='me'), stop=('\n',))
+        body = toy.requests[0][1]
+        assert ('top_k' in body) == own and isinstance(body['prompt'], list) == own and body['top_p'] == 1. and body['user'] == 'me' and 'stop' not in body
+
+def test_which_model():
+    with ToyServer(lambda b: MOVE, models=('a', 'b')) as toy:
+        with pytest.raises(A3TError, match=r'has 2 models \(a, b\)'): complete(ServerModel(toy.url))
+    for bad in ('ftp://host/v1#m', 'http:///v1#m'):
+        with pytest.raises(A3TError, match='begins with http'): split_address(bad)
+
+def test_requests_that_make_no_sense():
+    with ToyServer(lambda b: MOVE) as toy:
+        lm = model(toy)
+        with pytest.raises(A3TError, match='empty'): complete(lm, [''])
+        assert complete(lm, max_tokens=0)[0].finish == 'length' and gather([lm.score('x', [])]) == [[]]
+        with pytest.raises(A3TError, match='chat model gives no scores'): gather([ServerModel(f'{toy.url}/chat/completions#toy').score('x', ['y'])])
+    assert not toy.requests
+
+# ---- scores: an echo computed by transformers, in the form of vLLM
+
+@pytest.mark.parametrize('with_tokenizer', [True, False])
+def test_scores_are_those_of_the_local_model(tmp_path, with_tokenizer):
+    net, tok = load_model(tiny_model(tmp_path/'m', 'qwen2'), device='cpu', dtype=torch.float32)
+    def one(i, prompt):
+        ids = prompt if isinstance(prompt, list) else encode_segments(tok, prompt)
+        with torch.no_grad(): lp = net(torch.tensor([ids])).logits[0].log_softmax(-1)
+        offsets, at = [], 0
+        for t in ids: offsets.append(at); at += len(tok.decode([t]))
+        return dict(index=i, text=tok.decode(ids), finish_reason='length', logprobs=dict(text_offset=offsets, token_logprobs=[None] + lp[range(len(ids) - 1), ids[1:]].tolist()))
+    answer = lambda body: dict(choices=[one(i, p) for i,p in enumerate(body['prompt'])][::-1]) # in any order
+    with ToyServer(answer, owner='vllm') as toy:
+        lm = model(toy, tokenizer=tok if with_tokenizer else None)
+        prompt, candidates = ['You are in a room.\n', '> '], [f'go to desk {i}' for i in range(20)] + ['take mug', 'look']
+        if not with_tokenizer: prompt, candidates = prompt[:1], [f'\n{c}' for c in candidates] # no token of the text may cross the joint
+        got, want = gather([lm.score(prompt, candidates)])[0], gather([LocalModel(net, tok).score(prompt, candidates)])[0]
+    assert len(toy.requests) == 2 and torch.allclose(torch.tensor(got), torch.tensor(want), atol=1e-4)
+    assert len({round(x, 3) for x in want}) > 10
+
+# ---- adapters
+
+def test_an_adapter_is_loaded_once(tmp_path):
+    (tmp_path/'adapter_config.json').write_text('{}')
+    with ToyServer(lambda b: MOVE) as toy:
+        lm = model(toy)
+        gather([v.complete('Task') for v in (lm.adapter(tmp_path), lm, lm.adapter(tmp_path), lm.adapter(tmp_path))])
+    loads, names = [b for p,b,_ in toy.requests if p.endswith('load_lora_adapter')], [b['model'] for p,b,_ in toy.requests if p.endswith('/completions')]
+    assert len(loads) == 1 and loads[0]['lora_path'] == str(tmp_path) and sorted(names) == sorted([loads[0]['lora_name']]*3 + ['toy'])
+    with pytest.raises(A3TError, match='is no adapter'): lm.adapter(tmp_path/'nothing')
+
+def test_a_server_without_adapters(tmp_path):
+    (tmp_path/'adapter_config.json').write_text('{}')
+    with ToyServer(lambda b: MOVE, [404]) as toy:
+        with pytest.raises(A3TError, match='start vLLM with --enable-lora'): complete(model(toy).adapter(tmp_path))
