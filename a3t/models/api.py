@@ -428,6 +428,6 @@ def language_model(
     if not is_address(model):
         from a3t.models.local import LocalModel, load_model
         return LocalModel(*load_model(model, quantize, device=device or None, adapter=adapter), slots=slots)
-    _, name, chat = split_address(model)
-    lm = ServerModel(model, load_tokenizer(model) if name and not chat else None, **{'limit':slots, **server})
+    name = split_address(model)[1]
+    lm = ServerModel(model, load_tokenizer(model) if name else None, **{'limit':slots, **server})
     return lm.adapter(adapter) if adapter is not None else lm
