@@ -91,12 +91,12 @@ def plot_trajectories(
     known = [t for r in range(rounds) for t in read(stage_folder(run, 'explore', r)/'trajectories')]
     stats = round_statistics(known, tasks)
     new = [sum(t.round == r and t.won for t in known) for r in stats.index]
-    fig, ax = plt.subplots(figsize=(5, 3), layout='constrained')
+    fig, ax = plt.subplots(figsize=(5, 3.4), layout='constrained')
     ax.bar(stats.index - .2, new, .4, color=COLOURS['sampled'], label='new successes of the round')
     ax.bar(stats.index + .2, stats.trajectories, .4, color=COLOURS['policy'], label='accumulated, to train on')
     ax.bar(stats.index + .2, stats.failed, .4, color='.6', label='failures among them')
     ax.set(xticks=list(stats.index), xlabel='round', ylabel='trajectories', title='composed and accumulated')
-    ax.legend(fontsize=8)
+    fig.legend(fontsize=8, loc='outside lower center', ncols=2)
     return fig
 
 # %% ../nbs/61_report.ipynb #8a219102
