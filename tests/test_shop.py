@@ -235,7 +235,8 @@ def test_the_command_serves_until_it_is_stopped(tmp_path, traj, how):
     write_json(tmp_path/'one.json', to_row(traj))
     folder = generate_shop(0, 40, tmp_path)
     code = f"from a3t.shop import shop_command; shop_command({str(tmp_path/'one.json')!r}, 0, {str(folder)!r})"
-    p = subprocess.Popen([sys.executable, '-c', code], env={**os.environ, 'A3T_DATA':str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([sys.executable, '-c', code], env={**os.environ, 'A3T_DATA':str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # tests in the background ignore it
     try:
         url = re.search(r'http://127\.0\.0\.1:\d+', line := p.stdout.readline())
         assert url, line + p.stderr.read()
