@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from a3t.core import A3TError, read_json
 import numpy as np
-from a3t.envs.alfsim import AlfSim, AlfSims, House, Simulator, compare, near_miss, parity, parity_report, parity_words, parse_facts, parse_goal, read_rules, read_words, transcript
+from a3t.envs.alfsim import AlfSim, AlfSims, House, Simulator, compare, near_miss, parity, parity_report, parity_words, parse_facts, parse_goal, read_rules, read_words, recheck, transcript
 from a3t.envs.alfgen import generate_games
 from a3t.envs.alfworld import AlfWorld, Game, Games, load_games, mini_games, official_domain, official_grammar, task_type
 from a3t.envs.base import check_environment, play
@@ -128,6 +128,54 @@ def test_finished_games_are_held_against_the_simulator_of_today(tmp_path, monkey
     assert changed['mended']['differences'] >= 3 and 'You carry nothing.' in parity_words(changed)
     monkeypatch.undo()
     assert parity_report(games, file, episodes=1, steps=5, progress=False)['mended'] | dict(seconds=0) == first['mended'] | dict(seconds=0)
+
+def report(name): return read_json(Path(__file__).parent.parent/'nbs'/'results'/f'parity-{name}.json')
+
+def test_reports_are_without_differences():
+    for name, least in (('published', 3760), ('generated', 300)):
+        r = report(name)
+        assert r['mended']['games'] == len(r['mended']['digests'].split()) >= least and r['stock']['games'] >= 10 and (r['episodes'], r['steps']) == (2, 50)
+        assert r['mended']['differences'] == r['stock']['differences'] == 0 and r['mended']['invalid'] > r['mended']['steps']/10
+
+def test_200_published_games_sound_as_the_engine_did_then():
+    games = real_games()
+    assert not recheck(report('published'), games, one_of_each(games, 34))
+
+def test_a_recheck_notices(monkeypatch):
+    games = mini_games()
+    r = dict(steps=20, episodes=1, mended=parity(games, episodes=1, steps=20))
+    assert not recheck(r, games)
+    with pytest.raises(A3TError, match='here are 1'): recheck(r, Games('one', {list(games)[0]:0}, lambda t, _: games[t]))
+    monkeypatch.setattr(Simulator, '_see', lambda self, r: 'You see nothing.')
+    assert recheck(r, games) == list(games)
+
+@pytest.mark.slow
+def test_all_published_games_sound_as_the_engine_did_then():
+    games = real_games()
+    assert not recheck(report('published'), games)
+
+@pytest.mark.slow
+def test_120_published_games_are_told_alike():
+    games = real_games()
+    no_difference(parity(games, one_of_each(games, 21), episodes=1, steps=30, seed=1))
+
+@pytest.fixture(scope='module')
+def pair():
+    "Both engines with the same generated games, some of which share a place or hide what is looked for"
+    games = generate_games(seed=6, train=6, seen=0, unseen=0, shared=.4, hidden=.5)
+    return [env(games, max_steps=10**6) for env in (AlfWorld, AlfSim)]
+
+@settings(max_examples=40, deadline=None)
+@given(which=st.integers(0, 5), said=st.lists(st.one_of(st.integers(0, 10**6), st.text(max_size=20)), max_size=30))
+def test_any_sequence_is_told_alike(pair, which, said):
+    "Whatever is said, both engines answer alike: text, admissible commands, flags"
+    (real, sim), task = pair, list(pair[0].games)[which]
+    a, b = [env.reset(options={'task':task}) for env in pair]
+    for x in said: # a number stands for an admissible command or a near miss of it
+        assert (a, real.raw) == (b, sim.raw)
+        c = a[-1]['admissible_actions']
+        a, b = [env.step(x if isinstance(x, str) else near_miss(random.Random(x), c[x % len(c)], sim.sim.house) if x % 4 == 0 else c[x % len(c)]) for env in pair]
+    assert (a, real.raw) == (b, sim.raw)
 
 # ---- the simulator alone
 

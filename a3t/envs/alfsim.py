@@ -6,7 +6,7 @@
 __all__ = ['RULES', 'WORDS', 'FLAGS', 'CLEAN', 'HOT', 'COOL', 'ON', 'SLICED', 'NOTHING', 'SILLY', 'parse_facts', 'parse_goal',
            'demangled', 'read_rules', 'read_words', 'bits', 'listing', 'House', 'Wish', 'Simulator', 'offered',
            'AlfSim', 'load', 'AlfSims', 'near_miss', 'explored', 'sessions', 'transcript', 'compare', 'parity',
-           'parity_report', 'parity_words', 'parity_command']
+           'parity_report', 'parity_words', 'recheck', 'parity_command']
 
 # %% ../../nbs/12_envs.alfsim.ipynb #c2b1d607
 import functools, hashlib, json, platform, random, re, time
@@ -816,7 +816,7 @@ def parity(
     return dict(engine=engine, games=len(res), steps=total('steps'), invalid=total('invalid'), differences=len(found), first=found[:5],
                 seconds=round(total('seconds')), digests=' '.join(d['digest'][:8] for d in res))
 
-# %% ../../nbs/12_envs.alfsim.ipynb #fb0c51bc
+# %% ../../nbs/12_envs.alfsim.ipynb #1f3b7e05
 def parity_report(
     games, # as `named_games` takes it: a packed file, 'official' or 'generated'
     file, # JSON file to write; the lines of the games go beside it, `*.jsonl`
@@ -848,6 +848,18 @@ def parity_words(
         if r := report[k]: res.append(f"{k} engine: {r['games']:,} games, {r['steps']:,} steps ({r['invalid']:,} of them not allowed), {r['differences']:,} differences ({r['engine']})")
         for d in r['first'] if r else (): res.append(f"  {d['task']}, episode {d['episode']}, after {d['commands']}: {d['difference']}")
     return '\n'.join(res)
+
+# %% ../../nbs/12_envs.alfsim.ipynb #b7987a0d
+def recheck(
+    report:dict, # from `parity_report`, over all of the games
+    games, # the same `Games`
+    tasks=None, # task ids; all by default
+)->list: # task ids in which the simulator says something else
+    "Hold the simulator alone against what AlfWorld's engine answered when a report was made"
+    digests = report['mended']['digests'].split()
+    if len(digests) != len(games): raise A3TError(f"the report is about {len(digests):,} games, and here are {len(games):,}: give the games that it names")
+    sim, then = AlfSim(games, report['steps']), dict(zip(games, digests))
+    return [t for t in (tasks or games) if transcript(sim, t, episodes=report['episodes'], steps=report['steps'])[:8] != then[t]]
 
 # %% ../../nbs/12_envs.alfsim.ipynb #af2c6f7c
 def parity_command(
