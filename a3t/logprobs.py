@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pack', 'shared', 'lay_out', 'pack', 'TreeAttention', 'fused_attention', 'tree_attention', 'TokenLogprobs',
-           'token_logprobs', 'LoraUpdate', 'Norm', 'lean']
+           'token_logprobs', 'LoraUpdate', 'Norm', 'SiluProduct', 'lean']
 
 # %% ../nbs/41_logprobs.ipynb #5b63ab35
 import contextlib, os
@@ -69,40 +69,42 @@ def pack(
     tensor = lambda x: torch.tensor(x, dtype=torch.long, device=device)
     return Pack(tensor(ids), tensor(positions), blocks, tensor([b for b,_ in once]), tensor([t for _,t in once]), tensor(index), tensor([l[0] for l in loss]))
 
-# %% ../nbs/41_logprobs.ipynb #7067144b
+# %% ../nbs/41_logprobs.ipynb #a0e45431
 def _gather(x, path): return x[:, slice(*path[0])] if len(path) == 1 else torch.cat([x[:, s:e] for s,e in path], 1)
 
 def _spread(x, path, out):
     "Add to each slice of `out` its share of x: the transpose of `_gather`"
     for (s, e), part in zip(path, x.split([e-s for s,e in path], 1)): out[:, s:e].add_(part)
 
+def _softmax(q, k, a, b, path):
+    "The attention of block a:b, one matrix for each head of keys [G, H/G·(b-a), m], and its queries"
+    queries = q[:, a:b].reshape(len(k), -1, q.shape[-1])
+    scores = queries @ _gather(k, path).mT
+    scores.view(len(q), b-a, -1)[..., a-b:].masked_fill_(torch.ones(b-a, b-a, dtype=torch.bool).triu(1), -torch.inf)
+    return scores.softmax(-1), queries
+
 class TreeAttention(Function):
     "Attention along the paths of a pack; H heads of d numbers, G of them for keys and values"
     @staticmethod
     def forward(ctx, q, k, v, scale, blocks): # [H, n, d], [G, n, d], [G, n, d] → [n, H, d]
-        (H, n, d), G = q.shape, len(k)
-        q, k, v, out, softmax = (q*scale).contiguous(), k.contiguous(), v.contiguous(), q.new_empty(n, H, d), []
-        for a,b,path in blocks:
-            scores = q[:, a:b].reshape(G, -1, d) @ _gather(k, path).mT
-            scores.view(H, b-a, -1)[..., a-b:].masked_fill_(torch.ones(b-a, b-a, dtype=torch.bool).triu(1), -torch.inf)
-            softmax.append(scores.softmax(-1))
-            out[a:b] = (softmax[-1] @ _gather(v, path)).view(H, b-a, d).transpose(0, 1)
-        ctx.save_for_backward(q, k, v, *softmax)
+        (H, n, d), q, k, v = q.shape, (q*scale).contiguous(), k.contiguous(), v.contiguous()
+        out = q.new_empty(n, H, d)
+        for a,b,path in blocks: out[a:b] = (_softmax(q, k, a, b, path)[0] @ _gather(v, path)).view(H, b-a, d).transpose(0, 1)
+        ctx.save_for_backward(q, k, v)
         ctx.scale, ctx.blocks = scale, blocks
         return out
 
     @staticmethod
     def backward(ctx, dout):
-        q, k, v, *softmax = ctx.saved_tensors
-        G, _, d = k.shape
+        q, k, v = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for (a, b, path), p in zip(ctx.blocks, softmax):
-            group = lambda x: x.reshape(G, -1, d)
-            do = group(dout[a:b].transpose(0, 1))
+        for a,b,path in ctx.blocks:
+            p, queries = _softmax(q, k, a, b, path)
+            do = dout[a:b].transpose(0, 1).reshape(queries.shape)
             ds = torch._softmax_backward_data(do @ _gather(v, path).mT, p, -1, p.dtype)
-            dq[:, a:b] = (ds @ _gather(k, path)).view(len(q), b-a, d)
+            dq[:, a:b] = (ds @ _gather(k, path)).view(len(q), b-a, -1)
             _spread(p.mT @ do, path, dv)
-            _spread(ds.mT @ group(q[:, a:b]), path, dk)
+            _spread(ds.mT @ queries, path, dk)
         return dq.mul_(ctx.scale), dk, dv, None, None
 
 # %% ../nbs/41_logprobs.ipynb #31902134
@@ -161,7 +163,7 @@ def token_logprobs(
     else: logp = -F.cross_entropy(head(hidden).float(), p.target, reduction='none')
     return logp[p.index], p.row
 
-# %% ../nbs/41_logprobs.ipynb #e2e99260
+# %% ../nbs/41_logprobs.ipynb #493e3aa9
 class LoraUpdate(Function):
     "y + s·x Aᵀ Bᵀ"
     @staticmethod
@@ -194,7 +196,19 @@ class Norm(Function):
         n, g = x.float()*r, (dy*w).float()
         return ((g - n*(g*n).mean(-1, keepdim=True))*r).to(x.dtype), None, None
 
-# %% ../nbs/41_logprobs.ipynb #43404cea
+class SiluProduct(Function):
+    "silu(gate)·up"
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, d):
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(d*up, gate), F.silu(gate).mul_(d)
+
+# %% ../nbs/41_logprobs.ipynb #f21731e2
 def _lora_forward(m):
     "The forward pass of a LoRA layer"
     A, B, s, dropout = m.lora_A['default'].weight, m.lora_B['default'].weight, m.scaling['default'], m.lora_dropout['default']
@@ -204,12 +218,14 @@ def _lora_forward(m):
 def lean(
     model, # a PEFT model, to be trained
 ):
-    "Inside, its LoRA layers and normalisations compute as above"
+    "Inside, its layers compute as above"
     changed = []
     for m in model.modules():
         if hasattr(m, 'base_layer') and 'default' in getattr(m, 'lora_A', {}) and not m.lora_variant and not m.merged: forward = _lora_forward(m)
         elif type(m).__name__.endswith('RMSNorm') and hasattr(m, 'variance_epsilon') and not m.weight.requires_grad:
             forward = lambda x, m=m: Norm.apply(x, m.weight, m.variance_epsilon)
+        elif type(m).__name__.endswith('MLP') and hasattr(m, 'gate_proj') and type(m.act_fn).__name__.startswith('SiLU'):
+            forward = lambda x, m=m: m.down_proj(SiluProduct.apply(m.gate_proj(x), m.up_proj(x)))
         else: continue
         m.forward = forward
         changed.append(m)

@@ -4,7 +4,7 @@ import pytest, torch
 from a3t.data import Row, make_rows
 from a3t.envs.base import ToyHouse
 from a3t.core import A3TError
-from a3t.logprobs import LoraUpdate, Norm, TokenLogprobs, lay_out, lean, pack, token_logprobs
+from a3t.logprobs import LoraUpdate, Norm, SiluProduct, TokenLogprobs, lay_out, lean, pack, token_logprobs
 from a3t.losses import term_weights
 from a3t.models.local import load_model, quiet, tiny_model
 from a3t.train import lora, rows_loss
@@ -114,6 +114,7 @@ def test_functions_by_finite_differences():
         for p,q in zip((a, *torch.autograd.grad(a, args, d.to(a.dtype))), (b, *torch.autograd.grad(b, args, d))): torch.testing.assert_close(p.double(), q, atol=1e-6, rtol=1e-5)
     close(lambda x, y, A, B: LoraUpdate.apply(x, y.clone(), A, B, .5), lambda x, y, A, B: y + .5*x@A.T@B.T, x, y, A, B)
     close(lambda h: TokenLogprobs.apply(h, w, target, 2), lambda h: (h@w.T).log_softmax(-1)[range(3), target], h)
+    close(SiluProduct.apply, lambda a, b: torch.nn.functional.silu(a)*b, x, r(2, 3, 5))
     close(lambda x: Norm.apply(x, w[0], 1e-3), lambda x: x*(x.square().mean(-1, keepdim=True)+1e-3).rsqrt()*w[0], x)
 
 def test_lean_leaves_no_trace(model):

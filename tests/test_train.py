@@ -9,7 +9,7 @@ from a3t.envs.base import ToyHouse
 from a3t.logprobs import lean, token_logprobs
 from a3t.losses import term_weights
 from a3t.models.local import load_model, quiet, tiny_model
-from a3t.train import (Batches, StepLog, average_adapters, checkpoints, lora, micro_batches, read_log, on_threads, rows_loss, train, unpack_4bit)
+from a3t.train import (Batches, StepLog, average_adapters, checkpoints, kept_bytes, lora, micro_batches, most_tokens, predict_memory, read_log, rows_loss, threads, train, unpack_4bit)
 
 torch.set_num_threads(1)
 WON = ToyHouse.exemplar
@@ -271,6 +271,33 @@ def test_threads_change_nothing(folder, rows, tmp_path, monkeypatch):
         finally: torch.set_num_threads(was)
     assert len(set(hashes)) == 1
 
-def test_on_threads():
-    assert list(on_threads(lambda x: x*x, range(9), 3)) == [x*x for x in range(9)]
-    with pytest.raises(ZeroDivisionError): list(on_threads(lambda x: 1/x, [1, 0, 2], 2))
+def test_pool():
+    n = torch.get_num_threads()
+    with threads(3) as several:
+        assert list(several(lambda x: x*x, range(9))) == [x*x for x in range(9)]
+        with pytest.raises(ZeroDivisionError): list(several(lambda x: 1/x, [1, 0, 2]))
+    with threads(1) as several: assert several is map
+    assert torch.get_num_threads() == n
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_memory_is_predicted(folder, dtype):
+    "Bytes kept for a long row, from a short one"
+    model, _ = load_model(folder, device='cpu', dtype=dtype)
+    m = lora(model, 4, target_modules='all-linear')
+    with lean(m.train()), quiet():
+        long, plan = kept_bytes(model, 700), predict_memory(m, 700)
+        assert abs(long/(700*kept_bytes(model, 128)/128) - 1) < .03 and long < plan['activations']
+        assert predict_memory(m, 700, checkpointing=True)['total'] < plan['total'] < predict_memory(m, 1400, 2)['total']
+    m.unload()
+    assert plan['total'] == plan['weights'] + plan['learning'] + plan['activations']
+    assert plan['weights'] == sum(p.numel() for p in model.parameters())*dtype.itemsize + plan['learning']//4 # LoRA's own are fp32
+
+def test_most_tokens(rows):
+    items = [(r, None) for r in rows]
+    n = sorted(map(len, rows), reverse=True)
+    assert most_tokens(items, [[i] for i in range(len(rows))], 1, 2) == n[0]
+    assert most_tokens(items, [list(range(len(rows)))], 1, 2) == n[0]+n[1]
+
+def test_says_what_it_needs(nf4, rows, tmp_path, capsys):
+    train(*nf4, rows, tmp_path, **FAST | dict(epochs=1), progress='steps')
+    assert 'GB of memory at most' in capsys.readouterr().out
