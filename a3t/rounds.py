@@ -19,8 +19,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 import a3t
 from .core import A3TError, content_hash, data_folder, file_hash, load_settings, project_root, read_json, seed_for, write_json
-from .envs.base import environment_module, load_environment
-from .evaluate import panel as draw_panel, panel_hash
+from .envs.base import Panel, environment_module, load_environment
 
 # %% ../nbs/60_rounds.ipynb #4949540f
 def run_folder(
@@ -315,11 +314,13 @@ def panel(self:Stage,
     env, # a `TextEnv`
     split:str, # one of its splits
     n:int=0, # number of tasks; 0: all
-)->list: # sorted task ids
-    "The run's panel of a split, written down when it is first drawn; raises `A3TError` where the games have changed since"
-    tasks, path = draw_panel(env, split, n, self.settings['seed']), self.run/'panels'/f'{split}.json'
-    if not path.exists(): write_json(path, dict(split=split, n=len(tasks), hash=panel_hash(tasks), tasks=tasks))
-    if read_json(path)['hash'] != panel_hash(tasks):
+)->Panel: # task id → hash of its content, sorted
+    "The run's panel of a split, written down when it is first drawn; raises `A3TError` that names what has changed since"
+    path = self.run/'panels'/f'{split}.json'
+    if path.exists(): Panel(read_json(path)['games']).check(env)
+    tasks = env.panel(split, n, self.settings['seed'])
+    if not path.exists(): write_json(path, dict(split=split, n=len(tasks), hash=tasks.hash, games=tasks))
+    if read_json(path)['hash'] != tasks.hash:
         raise A3TError(f'the games of the split {split} are not those that the run {self.run.name} began with: bring them back, or start a run under another --name')
     return tasks
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, strategies as st
 from a3t.core import A3TError, Trajectory
-from a3t.envs.base import ToyHouse
-from a3t.evaluate import accumulated_score, check_panel, panel, panel_hash, plot_rates, plot_types, score_table, summarise, wilson
+from a3t.envs.base import Panel, ToyHouse
+from a3t.evaluate import accumulated_score, check_panel, plot_rates, plot_types, score_table, summarise, wilson
 
 def traj(task, won=True, kind='pick', reward=None): return Trajectory(task, kind, 'g', 'o', (), float(won) if reward is None else reward, won)
 
@@ -59,11 +59,12 @@ def test_accumulated_refuses_other_panels(second):
 
 def test_panels():
     env = ToyHouse()
-    a, b = panel(env, 'seen', 10, 0), panel(env, 'seen', 10, 1)
-    assert a == sorted(a) and len(set(a)) == 10 and a != b and set(a) <= set(env.tasks('seen'))
-    assert panel_hash(a) == panel_hash(a[::-1]) != panel_hash(b)
+    a, b = env.panel('seen', 10, 0), env.panel('seen', 10, 1)
+    assert list(a) == sorted(a) and len(a) == 10 and a != b and set(a) <= set(env.tasks('seen'))
+    assert a.hash == Panel(dict(reversed(a.items()))).hash != b.hash and a.hash != Panel({**a, list(a)[3]:'0'*64}).hash
     for bad in ('Seen', '', 'valid_unseen'):
-        with pytest.raises(A3TError, match='no split'): panel(env, bad)
+        with pytest.raises(A3TError, match='no split'): env.panel(bad)
+    with pytest.raises(A3TError, match='doubled: x'): Panel([('x', '1'), ('x', '1')])
 
 def test_tables_and_plots_stand_gaps():
     s = {'r0':summarise([traj('a')]), 'r1':summarise([traj('a', False, 'cool')])}

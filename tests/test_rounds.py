@@ -150,7 +150,12 @@ def test_panels_are_held(fake):
     stage = open_stage('baselines', run)
     env = stage.environment()
     assert stage.panel(env, 'seen', 5) == stage.panel(env, 'seen', 5) and env.max_steps == stage.settings['max_steps']
-    env.tasks = lambda split: [f'{split}/mug-desk-{i}' for i in range(8)]
+    panel, tasks, manifest = stage.panel(env, 'seen', 5), env.tasks, env.manifest
+    env.manifest = lambda tasks: {**manifest(tasks), list(panel)[2]:'0'*64}
+    with pytest.raises(A3TError, match=f'changed: {list(panel)[2]};'): stage.panel(env, 'seen', 5)
+    env.manifest, env.tasks = manifest, lambda split: [t for t in tasks(split) if t != list(panel)[1]]
+    with pytest.raises(A3TError, match=f'missing: {list(panel)[1]};'): stage.panel(env, 'seen', 5)
+    env.tasks = lambda split: [f'{split}/book-desk-00', *tasks(split)]
     with pytest.raises(A3TError, match='are not those'): stage.panel(env, 'seen', 5)
     unlock(run/'baselines'/'.baselines.lock')
 
