@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 from a3t.core import A3TError, content_hash
-from a3t.envs import webshop
+from a3t.envs import shopdata, webshop
+from a3t.envs.shopdata import *
 from a3t.envs.webshop import *
 from a3t.envs.base import check_environment, load_environment, play, replay_equal
 from a3t.envs.shopgen import generate_shop
@@ -56,7 +57,7 @@ def test_searches_of_the_original(official):
 def test_goals_of_the_original(official):
     cut = lambda text: webshop._PRICE.sub('', text)
     for kind in KINDS:
-        given_, order = official._given[kind], webshop.np.load(official.folder/f'{kind}.npy')
+        given_, order = official._given[kind], shopdata.np.load(official.folder/f'{kind}.npy')
         assert len(given_) == len(order)
         for g,(d, n) in zip(given_, order): # our own goals, in the original's order; only the price limits are its own
             goal = make_goal(official._unpack(int(d)), kind, int(n), official.price(g['asin']))
