@@ -75,6 +75,8 @@ def bench_engines(
     return rows
 
 # %% ../nbs/70_bench.alfworld.ipynb #85b93c8d
+def _any(infos, k): return [a[(7*k + i) % len(a)] for i,a in enumerate(infos['admissible_actions'])]
+
 def crowd_rate(
     games, # as `named_games` takes it
     n:int, # episodes at the same time
@@ -85,7 +87,7 @@ def crowd_rate(
     envs = AlfSims(games, n)
     _, infos = envs.reset(seed=seed)
     cpu, clock = time.process_time(), time.perf_counter()
-    for k in range(steps): *_, infos = envs.step([a[(7*k + i) % len(a)] for i,a in enumerate(infos['admissible_actions'])])
+    for k in range(steps): *_, infos = envs.step(_any(infos, k))
     return n*steps/(time.process_time() - cpu), n*steps/(time.perf_counter() - clock)
 
 # %% ../nbs/70_bench.alfworld.ipynb #faad50b5
@@ -112,7 +114,7 @@ def sending_share(
     spent = [0., 0.]
     for k in range(20):
         start = time.process_time()
-        answers = envs.step([a[(7*k + i) % len(a)] for i,a in enumerate(infos['admissible_actions'])])
+        answers = envs.step(_any(infos, k))
         stepped = time.process_time()
         pickle.loads(pickle.dumps(answers, 5))
         spent, infos = [spent[0] + stepped - start, spent[1] + time.process_time() - stepped], answers[-1]

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'A3TError', 'Step', 'Trajectory', 'trajectory_html', 'to_row', 'from_row', 'trajectory_id', 'content_hash',
-           'file_hash', 'write_atomic', 'write_json', 'read_json', 'project_root', 'data_folder', 'parse_value',
-           'load_settings', 'seed_for']
+           'file_hash', 'write_atomic', 'write_json', 'read_json', 'make_folder', 'project_root', 'data_folder',
+           'parse_value', 'load_settings', 'seed_for']
 
 # %% ../nbs/00_core.ipynb #94fc5afa
-import ast, configparser, hashlib, html, json, os, tempfile
+import ast, configparser, hashlib, html, json, os, shutil, tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -143,6 +143,26 @@ def read_json(
     try: return json.loads(Path(path).read_text())
     except FileNotFoundError as e: raise A3TError(f'{path} is missing') from e
     except (json.JSONDecodeError, UnicodeDecodeError) as e: raise A3TError(f'{path} is not valid JSON ({e}): delete it to make it anew') from e
+
+# %% ../nbs/00_core.ipynb #makefold1
+def make_folder(
+    folder, # where it will be
+    fill, # function of a temporary folder that puts everything there
+    whole:str='', # a file of it: where somebody else was faster and it is there, theirs stays; '': an older folder is replaced
+)->Path: # the folder
+    "Make a folder that is there whole or not at all"
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
+    try:
+        fill(tmp)
+        tmp.chmod(0o755)
+        if not whole and folder.is_dir(): shutil.rmtree(folder)
+        try: tmp.rename(folder)
+        except OSError:
+            if not (folder/whole).exists(): raise # otherwise somebody else was faster
+    finally: shutil.rmtree(tmp, ignore_errors=True)
+    return folder
 
 # %% ../nbs/00_core.ipynb #3dd9f40d
 def project_root(

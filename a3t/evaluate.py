@@ -6,12 +6,12 @@
 __all__ = ['wilson', 'check_panel', 'summarise', 'score_table', 'accumulated_score', 'plot_rates', 'plot_types']
 
 # %% ../nbs/50_evaluate.ipynb #46befef5
-import math, random
+import math
 from collections import Counter
-from dataclasses import replace
 import matplotlib.pyplot as plt
 import pandas as pd
-from .core import A3TError, seed_for
+from .core import A3TError
+from .envs.base import some
 
 # %% ../nbs/50_evaluate.ipynb #6d3b2809
 def wilson(
@@ -27,8 +27,6 @@ def wilson(
     return (0. if successes == 0 else mid - half), (1. if successes == n else mid + half)
 
 # %% ../nbs/50_evaluate.ipynb #d1ca9543
-def _some(tasks): return ', '.join(sorted(tasks)[:3]) + (f' and {len(tasks) - 3} more' if len(tasks) > 3 else '')
-
 def check_panel(
     trajectories, # of `Trajectory`, in any order
     tasks, # the panel
@@ -36,7 +34,7 @@ def check_panel(
     "Raise `A3TError` where a task of the panel is missing or doubled, or a trajectory belongs to another task"
     seen, want = Counter(t.task for t in trajectories), set(tasks)
     for what, bad in (('missing', want - set(seen)), ('foreign', set(seen) - want), ('doubled', {t for t,n in seen.items() if n > 1})):
-        if bad: raise A3TError(f'these episodes do not match the panel of {len(want)} tasks: {what} {_some(bad)}; delete the episodes and evaluate again')
+        if bad: raise A3TError(f'these episodes do not match the panel of {len(want)} tasks: {what} {some(bad)}; delete the episodes and evaluate again')
 
 # %% ../nbs/50_evaluate.ipynb #dfb12337
 def _score(trajectories):

@@ -145,15 +145,12 @@ def _options(f, vs, bound, kinds, classes, known, names, enabling):
 def plans(
     what, # a habit
     habits:Habits, # where it is from
-    seen:list, # actions that the survey saw
+    known:dict, # form → arguments with which the survey saw it
+    names:dict, # kind → names of that kind
     rng, # `random.Random`
 ): # yields tuples of (form, arguments)
     "All ways to follow a habit, one for each choice of kinds, in random order"
-    (deeds, classes), known, names = what, defaultdict(list), defaultdict(list)
-    for f,args in map(form, seen):
-        known[f].append(args)
-        for x in args:
-            if x not in names[kind_of(x)]: names[kind_of(x)].append(x)
+    deeds, classes = what
     often = Counter(v for _,vs in deeds for v in vs)
     again = lambda v: often[v] > 1 or sum(classes[u] == classes[v] for u in often) > 1
     def follow(i, bound, kinds, done):
@@ -195,8 +192,12 @@ def imitate(
     "Look for a success by doing what won other tasks, with other things"
     rng = random.Random(seed_for('imitate', seed, task))
     env.reset(options={'task':task})
-    start, (seen, n) = env.save(), survey(env)
-    left = {w:plans(w, habits, seen, rng) for w in habits.kinds}
+    start, (seen, n), known, names = env.save(), survey(env), defaultdict(list), defaultdict(list)
+    for f,args in map(form, seen):
+        known[f].append(args)
+        for x in args:
+            if x not in names[kind_of(x)]: names[kind_of(x)].append(x)
+    left = {w:plans(w, habits, known, names, rng) for w in habits.kinds}
     while left and n < budget:
         what = rng.choices(list(left), [len(habits.kinds[w]) for w in left])[0]
         if (plan := next(left[what], None)) is None: del left[what]

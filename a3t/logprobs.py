@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch, torch.nn.functional as F
 from torch.autograd import Function
 from .core import A3TError
-from .models.local import attention, quiet
+from .models.local import attention, lent, quiet
 
 # %% ../nbs/41_logprobs.ipynb #eee93627
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def lean(
     model, # a PEFT model, to be trained
 ):
     "Inside, its layers compute as above"
-    changed = []
+    work = []
     for m in model.modules():
         if hasattr(m, 'base_layer') and 'default' in getattr(m, 'lora_A', {}) and not m.lora_variant and not m.merged: forward = _lora_forward(m)
         elif type(m).__name__.endswith('RMSNorm') and hasattr(m, 'variance_epsilon') and not m.weight.requires_grad:
@@ -227,8 +227,5 @@ def lean(
         elif type(m).__name__.endswith('MLP') and hasattr(m, 'gate_proj') and type(m.act_fn).__name__.startswith('SiLU'):
             forward = lambda x, m=m: m.down_proj(SiluProduct.apply(m.gate_proj(x), m.up_proj(x)))
         else: continue
-        m.forward = forward
-        changed.append(m)
-    try: yield
-    finally:
-        for m in changed: del m.forward
+        work.append((m, forward))
+    with lent(work): yield

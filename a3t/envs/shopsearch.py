@@ -7,14 +7,14 @@ __all__ = ['EMOJI', 'MAX_WORD', 'STOP_WORDS', 'LENGTHS', 'ARRAYS', 'words', 'ste
            'build_folder', 'build_index', 'Index']
 
 # %% ../../nbs/14_envs.shopsearch.ipynb #c642a427
-import hashlib, math, os, re, shutil, tempfile
+import hashlib, math, re
 from array import array
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import regex
-from ..core import A3TError, read_json, write_json
+from ..core import A3TError, make_folder, read_json, write_json
 
 # %% ../../nbs/14_envs.shopsearch.ipynb #47143362
 EMOJI = '''00A9 00AE 203C 2049 2122 2139 2194-2199 21A9-21AA 231A-231B 2328 2388 23CF 23E9-23F3 23F8-23FA 24C2 25AA-25AB 25B6 25C0 25FB-25FE
@@ -188,21 +188,8 @@ def build_folder(
     fill, # function of a temporary folder that puts everything there
 )->Path: # the folder
     "Make a folder that is there whole or not at all; raises `A3TError` where the disk refuses"
-    folder = Path(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}.'))
-        try:
-            fill(tmp)
-            os.chmod(tmp, 0o755)
-            if folder.is_dir(): shutil.rmtree(folder)
-            try: os.rename(tmp, folder)
-            except OSError:
-                if not folder.is_dir(): raise # otherwise somebody else was faster, with the same content
-        finally: shutil.rmtree(tmp, ignore_errors=True)
-    except OSError as e:
-        raise A3TError(f'cannot write {folder}: {e.strerror or e}; free some space or mend the permissions, then start again') from e
-    return folder
+    try: return make_folder(folder, fill)
+    except OSError as e: raise A3TError(f'cannot write {folder}: {e.strerror or e}; free some space or mend the permissions, then start again') from e
 
 def build_index(
     texts, # iterable of (id, text), each id once

@@ -138,8 +138,6 @@ class ServerModel(LanguageModel):
 
     def __repr__(self): return f'ServerModel({self.url}#{self.name}, {self.stats["requests"]} requests)'
 
-    def forget(self): "Nothing to forget: the cache is the server's"
-
     @property
     def tokenizer(self):
         "The tokenizer, or an error"

@@ -40,6 +40,8 @@ class LanguageModel:
         "Continue a prompt"
         raise NotImplementedError
 
+    def forget(self): "Empty what is kept between requests, where there is something"
+
     async def score(self,
         prompt, # as for `complete`
         candidates, # list of str

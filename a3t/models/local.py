@@ -9,7 +9,7 @@ __all__ = ['BLOCK', 'quiet', 'find_gguf', 'convert_gguf', 'native_bf16', 'best_d
            'Tree', 'Slots', 'Engine', 'LocalModel']
 
 # %% ../../nbs/21_models.local.ipynb #f8a5ad46
-import asyncio, contextlib, copy, importlib.util, logging, os, random, shutil, sys, tempfile, time, warnings
+import asyncio, contextlib, copy, importlib.util, logging, os, random, sys, tempfile, time, warnings
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
 import numpy as np, torch
 from safetensors import SafetensorError
 from fastcore.basics import patch
-from ..core import A3TError, data_folder, file_hash
+from ..core import A3TError, data_folder, file_hash, make_folder
 from .base import Completion, LanguageModel, cut_at_stop, decode_after, encode_segments, toy_tokenizer
 
 # %% ../../nbs/21_models.local.ipynb #ca832954
@@ -47,18 +47,6 @@ def find_gguf(
     return files[0]
 
 # %% ../../nbs/21_models.local.ipynb #24827b1a
-def _whole(folder, make):
-    "A model's folder, made beside its place and moved there in one step"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix='.making-'))
-    try:
-        make(tmp)
-        tmp.chmod(0o755)
-        try: tmp.rename(folder)
-        except OSError: # somebody else was faster
-            if not (folder/'config.json').exists(): raise
-    finally: shutil.rmtree(tmp, ignore_errors=True)
-
 @quiet()
 def convert_gguf(
     gguf:Path, # a GGUF file
@@ -70,7 +58,7 @@ def convert_gguf(
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
         model.save_pretrained(tmp)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(tmp)
-    _whole(folder, make)
+    make_folder(folder, make, 'config.json')
 
 # %% ../../nbs/21_models.local.ipynb #8118815d
 def native_bf16(
@@ -93,7 +81,7 @@ def model_folder(
     if name not in ('smollm2-135m', 'tiny'): return str(name)
     folder = Path(models or data_folder()/'models')/name
     if name == 'tiny':
-        if not folder.exists(): _whole(folder, lambda tmp: tiny_model(tmp, max_position_embeddings=8192))
+        if not folder.exists(): make_folder(folder, lambda tmp: tiny_model(tmp, max_position_embeddings=8192), 'config.json')
         return str(folder)
     if not (folder/'config.json').exists():
         gguf = find_gguf()
@@ -364,9 +352,9 @@ def sorted_weights(
 
 @contextlib.contextmanager
 def lent(
-    work:list, # from `sorted_weights`
+    work:list, # of (layer, function that does its work)
 ):
-    "Let the layers work with the sorted weights for a while"
+    "Let layers work in another way for a while"
     for layer,f in work: layer.forward = f
     try: yield
     finally:
