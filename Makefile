@@ -22,7 +22,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@python=; for p in python3.11 python3.12 python3.13 python3; do \
 	  if $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then python=$$p; break; fi; done; \
 	if [ -z "$$python" ]; then echo "a3t needs Python 3.11, 3.12 or 3.13 with venv: install one, e.g. python3.12 and python3.12-venv, then run make again" >&2; exit 1; fi; \
-	echo "making .venv with $$($$python --version)"; test -x $(BIN)/python || $$python -m venv .venv
+	test -x $(BIN)/python || { echo "making .venv with $$($$python --version)"; $$python -m venv .venv; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock $$(grep '^torch==' requirements.lock)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .

@@ -47,31 +47,34 @@ def time_game(
     games, # `Games`
     task:str, # task id
     commands:list, # what to say
-)->tuple: # seconds to load and reset, seconds of one step (mean), all answers
-    "Load a game in a new environment, reset it, and say the commands"
-    env = make(games)
+)->tuple: # seconds to load and reset, seconds of one step (mean), seconds to load it again, all answers
+    "Load a game in a new environment, reset it, and say the commands; then load it in another one"
+    env, other = make(games), make(games)
     start = time.process_time()
     answers = [env.reset(options={'task':task})]
     loaded = time.process_time()
     answers += [env.step(c) for c in commands]
-    return loaded - start, (time.process_time() - loaded)/len(commands), answers
+    stepped = time.process_time()
+    other.reset(options={'task':task})
+    return loaded - start, (stepped - loaded)/len(commands), time.process_time() - stepped, answers
 
 def bench_engines(
     games, # `Games`
     tasks:list, # task ids
     n:int=40, # commands of each game
     engines:tuple=tuple(ENGINES), # names in `ENGINES`
-)->dict: # engine → load_ms and step_ms of each game, and their means as `load`, `step`
+)->dict: # engine → load_ms, step_ms and again_ms of each game, and their means as `load`, `step`, `again`
     "Time the engines on the same games and commands; they must give the same answers"
-    rows, mini = {e:dict(load_ms=[], step_ms=[]) for e in engines}, mini_games()
+    rows, mini = {e:dict(load_ms=[], step_ms=[], again_ms=[]) for e in engines}, mini_games()
     for e in engines: time_game(ENGINES[e], mini, next(iter(mini)), ['look']) # imports and the grammar's first reading are not counted
     for task in tasks:
         commands, told = bench_commands(games, task, n), []
         for e in engines:
-            load, step, answers = time_game(ENGINES[e], games, task, commands)
-            rows[e]['load_ms'].append(1e3*load); rows[e]['step_ms'].append(1e3*step); told.append(answers)
+            *times, answers = time_game(ENGINES[e], games, task, commands)
+            for key,t in zip(rows[e], times): rows[e][key].append(1e3*t)
+            told.append(answers)
         assert all(t == told[0] for t in told), f'the engines differ in {task}'
-    for r in rows.values(): r |= dict(load=statistics.mean(r['load_ms']), step=statistics.mean(r['step_ms']))
+    for r in rows.values(): r |= {key.removesuffix('_ms'):statistics.mean(ms) for key,ms in r.items()}
     return rows
 
 # %% ../nbs/70_bench.alfworld.ipynb #85b93c8d

@@ -62,7 +62,9 @@ def check_weights(
     models=None, # where embedded models lie; `data_folder()/'models'` by default
 )->list: # of `Check`
     "Are the weights of a model there, and whole?"
+    from a3t.models.api import weights_name
     from a3t.models.local import find_gguf
+    name = weights_name(name) # also of a model on a server
     embedded, what = name in ('smollm2-135m', 'tiny'), f'weights of {name}'
     folder = Path(models or data_folder()/'models')/name if embedded else Path(name)
     if folder.is_dir():
@@ -88,7 +90,8 @@ def check_machine(
 )->list: # of `Check`
     "Disk, memory and GPU, held against what a model of this size needs"
     import psutil, torch
-    small, folder = settings['model'] in EMBEDDED, Path(folder or data_folder())
+    from a3t.models.api import weights_name
+    small, folder = weights_name(settings['model']) in EMBEDDED, Path(folder or data_folder())
     while not folder.exists(): folder = folder.parent
     free, memory, gpu = shutil.disk_usage(folder).free/1e9, psutil.virtual_memory().available/1e9, torch.cuda.is_available()
     disk, need = (2, 3) if small else (40, 16)

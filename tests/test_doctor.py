@@ -81,6 +81,10 @@ def test_weights_cut_short(place, capsys):
     (folder/'config.json').unlink()
     assert not check_weights('tiny')[0].ok
 
+def test_weights_of_a_model_on_a_server(place, capsys):
+    assert not faults(capsys, environment='base', model='http://127.0.0.1:1/v1#tiny')
+    assert 'weights of no/such-model' in faults(capsys, environment='base', model='http://127.0.0.1:1/v1#no/such-model')
+
 def test_a_disk_nearly_full(place, capsys, monkeypatch):
     usage = namedtuple('usage', 'total used free')
     monkeypatch.setattr(module.shutil, 'disk_usage', lambda path: usage(10**11, 10**11-10**8, 10**8))
