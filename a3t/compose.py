@@ -16,11 +16,12 @@ from .models.base import gather
 class Composer:
     "A policy whose actions are sometimes sampled, with reasons by ActRe"
     def __init__(self,
+        env, # says what an action's verb is
         policy, # coroutine function of (trajectory, info, seed) that returns (reason, action)
         actre, # coroutine function of (trajectory, action, seed) that returns a reason
         p:float=.1, # probability that a step is sampled
         invalid_limit:int=3, # after so many invalid actions in a row the next one is sampled; 0: never
-    ): self.policy, self.actre, self.p, self.invalid_limit, self.actors = policy, actre, p, invalid_limit, []
+    ): self.env, self.policy, self.actre, self.p, self.invalid_limit, self.actors = env, policy, actre, p, invalid_limit, []
 
     async def __call__(self, traj, info, seed=0):
         rng = random.Random(seed)
@@ -28,7 +29,7 @@ class Composer:
         if rng.random() >= self.p and not stuck:
             self.actors.append('policy')
             return await self.policy(traj, info, seed)
-        action = sample_action(rng, info['admissible_actions'])
+        action = sample_action(rng, info['admissible_actions'], lambda a: self.env.verb(a, traj.goal))
         self.actors.append('sampled')
         return await self.actre(traj, action, seed), action
 
@@ -44,7 +45,7 @@ async def compose(
     round:int=0, # what is recorded as its round
 )->Trajectory: # the composed trajectory; each step says who acted
     "Compose one trajectory for a task"
-    composer = Composer(policy, actre, p, invalid_limit)
+    composer = Composer(env, policy, actre, p, invalid_limit)
     traj = await episode(env, task, composer, seed, source='composed', round=round)
     return replace(traj, steps=tuple(replace(s, actor=a) for s,a in zip(traj.steps, composer.actors)))
 

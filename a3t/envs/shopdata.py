@@ -451,6 +451,7 @@ class Goals:
     def __len__(self): return len(self._stored)
     def __repr__(self): return f"Goals({self.kind}: {', '.join(f'{len(t):,} {s}' for s,t in self._tasks.items())})"
     def __iter__(self): return iter(self._stored)
+    def __contains__(self, task): return task in self._stored
 
     def tasks(self,
         split:str, # 'train', 'valid' or 'test'
