@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from .accumulate import read, round_statistics, select_training
 from .core import COLOURS, read_json, trajectory_html, write_atomic, write_json
-from .evaluate import accumulated_score, plot_rates, plot_types, score_table
+from .evaluate import accumulated_score, graded, plot_rates, plot_types, score_table
 from .rounds import plan, read_manifest, stage_folder, stage_name
 
 # %% ../nbs/61_report.ipynb #442b6bc6
@@ -75,10 +75,12 @@ def plot_success(
 ): # a matplotlib figure
     "Success per round beside the baselines, and by task type"
     rows = {f"round {r['round']}":r['splits'][split] for r in report['rounds'] if split in r.get('splits', {})}
-    types = {k for s in rows.values() for k in s['by_type']}
-    fig, axes = plt.subplots(1, 2, figsize=(6 + 1.2*len(types), 3), width_ratios=(4, 1 + 1.2*len(types)), layout='constrained')
-    plot_rates(rows, report['baselines'] if split == report['baselines_split'] else None, f'{split}: one trial a task', axes[0])
-    plot_types(rows, f'{split}: by task type', axes[1])
+    types, base = {k for s in rows.values() for k in s['by_type']}, report['baselines'] if split == report['baselines_split'] else {}
+    what = ('rate', 'reward') if graded({**rows, **base}) else ('rate',)
+    widths = (*[4 for _ in what], 1 + 1.2*len(types))
+    fig, axes = plt.subplots(1, len(widths), figsize=(1.2*sum(widths), 3), width_ratios=widths, layout='constrained')
+    for ax,w in zip(axes, what): plot_rates(rows, base, f'{split}: one trial a task', ax, w)
+    plot_types(rows, f'{split}: by task type', axes[-1])
     return fig
 
 # %% ../nbs/61_report.ipynb #4a1c2388
@@ -136,10 +138,10 @@ def report_html(
     e, S = html.escape, report['settings']
     key = ' '.join(f'<b style="color:{c}">{e(k)}</b>' for k,c in COLOURS.items())
     explored = sum(bool(r.get('explore')) for r in report['rounds'])
-    parts = [f"<h1>{e(Path(run).name)}</h1><p>preset {e(report['preset'])} · {e(report['environment'])} ({e(report['engine'])}) · {e(report['model'])} · {report['seconds']/60:.1f} minutes of work</p>"]
+    parts = [f"<h1>{e(Path(run).name)}</h1><p>preset {e(report['preset'])} · {e(report['environment'])}{e(' (' + report['engine'] + ')' if report['engine'] else '')} · {e(report['model'])} · {report['seconds']/60:.1f} minutes of work</p>"]
     if report['missing']: parts.append(f"<p><b>Not finished.</b> Missing: {e(', '.join(report['missing']))}</p>")
     for split in _splits(report):
-        parts.append(f'<h2>Success on {e(split)} tasks</h2><p>In %, with 95% Wilson intervals. <i>Accumulated</i> counts a task that any round solved.</p>'
+        parts.append(f'<h2>Success on {e(split)} tasks</h2><p>In %, with 95% intervals: Wilson\'s for success, bootstrap for the mean reward. <i>Accumulated</i> takes the best round of each task.</p>'
                      + _table(success_table(report, split)) + _figure(plot_success(report, split)))
     if explored: parts.append('<h2>Trajectories found and trained on</h2>' + _figure(plot_trajectories(run, explored)) + _table(stage_table(report)))
     if trajs := some_trajectories(run, S['rounds']): parts.append(f'<h2>Trajectories to read</h2><p>Who chose the action: {key}. Invalid actions are struck through.</p>')

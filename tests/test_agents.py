@@ -9,7 +9,7 @@ from a3t.core import A3TError, Step, Trajectory
 from a3t.envs.alfgen import generate_games
 from a3t.envs.alfsim import AlfSim
 from a3t.envs.alfworld import EXEMPLAR, AlfWorld
-from a3t.envs.base import ToyHouse, check_environment, play
+from a3t.envs.base import TextEnv, ToyHouse, check_environment, play
 from a3t.explore import Habits, add_search, explore, first_successes, habit, imitate, shrink, wins
 from a3t.models.base import ScriptedModel, gather, toy_tokenizer
 from a3t.prompts import actre_brief_segments, actre_segments, one_line, parse_step, render_step, segments, steps_of
@@ -43,12 +43,15 @@ def test_actre_sees_nothing_that_follows():
 
 # -- grounded reasons
 
+NAMES = TextEnv() # names as in AlfWorld
+NAMES.instruction = AlfWorld.instruction
+
 def sentences(goal, before, action):
     steps = tuple(Step('', a, 'You see nothing.') for a in before)
-    return Wording(EXEMPLAR, AlfWorld.instruction).sentences(replace(EXEMPLAR, goal=goal, steps=steps), action)
+    return Wording(EXEMPLAR, NAMES).sentences(replace(EXEMPLAR, goal=goal, steps=steps), action)
 
 def test_the_exemplar_explains_itself():
-    w = Wording(EXEMPLAR, AlfWorld.instruction)
+    w = Wording(EXEMPLAR, NAMES)
     for i,s in enumerate(EXEMPLAR.steps): assert s.reason in w.sentences(replace(EXEMPLAR, steps=EXEMPLAR.steps[:i]), s.action)
 
 @pytest.mark.parametrize('goal,before,action,there,never', [
@@ -63,15 +66,15 @@ def test_names_keep_their_roles(goal, before, action, there, never):
     assert there in found and not any(never in s for s in found), found
 
 def test_held():
-    assert held_thing(['take mug 1 from desk 1', 'go to shelf 1'], {'move'}) == ['mug 1']
-    assert held_thing(['take mug 1 from desk 1', 'move mug 1 to shelf 1'], {'move'}) == held_thing([], {'move'}) == []
+    assert held_thing(NAMES, ['take mug 1 from desk 1', 'go to shelf 1'], {'move'}) == ['mug 1']
+    assert held_thing(NAMES, ['take mug 1 from desk 1', 'move mug 1 to shelf 1'], {'move'}) == held_thing(NAMES, [], {'move'}) == []
 
 def test_what_was_not_taken_is_not_held():
     steps = (Step('', 'take mug 1 from desk 1', 'Nothing happens.', valid=False),)
-    assert all('hold' not in s for s in Wording(EXEMPLAR, AlfWorld.instruction).sentences(replace(EXEMPLAR, steps=steps), 'go to desk 1'))
+    assert all('hold' not in s for s in Wording(EXEMPLAR, NAMES).sentences(replace(EXEMPLAR, steps=steps), 'go to desk 1'))
 
 def test_an_exemplar_without_reasons_is_refused():
-    with pytest.raises(A3TError, match='no reasons'): Wording(replace(EXEMPLAR, steps=tuple(replace(s, reason='') for s in EXEMPLAR.steps)))
+    with pytest.raises(A3TError, match='no reasons'): Wording(replace(EXEMPLAR, steps=tuple(replace(s, reason='') for s in EXEMPLAR.steps)), NAMES)
 
 def test_one_of():
     tok = toy_tokenizer()
@@ -93,7 +96,7 @@ def test_a_rollout_does_not_depend_on_its_company():
 
 def test_sampling_is_by_verb():
     rng, actions = random.Random(0), [f'go to {i}' for i in range(99)] + ['heat it']
-    assert 30 < sum(sample_action(rng, actions) == 'heat it' for _ in range(100)) < 70
+    assert 30 < sum(sample_action(rng, actions, NAMES.verb) == 'heat it' for _ in range(100)) < 70
 
 def test_the_toy_house(): check_environment(ToyHouse())
 
@@ -150,23 +153,23 @@ def test_no_budget_no_success(house): assert first_successes(house, house.tasks(
 
 def test_habits_are_without_names():
     actions = ['go to fridge 1', 'go to cabinet 2', 'open cabinet 2', 'take mug 1 from cabinet 2', 'go to sinkbasin 1', 'clean mug 1 with sinkbasin 1', 'go to shelf 3', 'move mug 1 to shelf 3']
-    what, kinds, enabling = habit(actions)
+    what, kinds, enabling = habit(NAMES, actions)
     assert what == ((('go to {}', (0,)), ('take {} from {}', (1, 2)), ('clean {} with {}', (1, 3)), ('move {} to {}', (1, 4))), (0, 1, 2, 3, 4))
     assert kinds == ('fridge', 'mug', 'cabinet', 'sinkbasin', 'shelf') and enabling['take {} from {}'] == ['go to {}', 'open {}']
-    two = habit(['take mug 1 from desk 1', 'move mug 1 to shelf 1', 'take mug 2 from desk 1', 'move mug 2 to shelf 1'])[0]
+    two = habit(NAMES, ['take mug 1 from desk 1', 'move mug 1 to shelf 1', 'take mug 2 from desk 1', 'move mug 2 to shelf 1'])[0]
     assert two[0] == (('take {} from {}', (0, 1)), ('move {} to {}', (0, 2)), ('take {} from {}', (3, 1)), ('move {} to {}', (3, 2))) and two[1] == (0, 1, 2, 0)
 
 def test_imitation_wins_by_the_reward_alone(house):
     found = {t:shrink(house, t, a) for t in house.tasks('train') if (a := explore(house, t, 20_000)[0])}
     won = 0
     for t in found:
-        way, n = imitate(house, t, Habits([a for u,a in found.items() if u != t]), 20_000)
+        way, n = imitate(house, t, Habits(house, [('', a) for u,a in found.items() if u != t]), 20_000)
         assert way is None or wins(house, t, way) == len(way) <= n
         won += way is not None
     assert won >= len(found)/3
-    assert imitate(house, t, Habits([]), 20_000)[0] is None and imitate(house, t, Habits(found.values()), 1)[0] is None
+    assert imitate(house, t, Habits(house, []), 20_000)[0] is None and imitate(house, t, Habits(house, [('', a) for a in found.values()]), 1)[0] is None
 
 def test_kinds_that_never_change_are_fixed():
-    h = Habits([[f'take mug 1 from desk {i}', 'clean mug 1 with sinkbasin 1', f'move mug 1 to shelf {i}'] for i in (1, 2, 3)] + [['take pan 1 from desk 1', 'clean pan 1 with sinkbasin 2', 'move pan 1 to bed 1']])
+    h = Habits(NAMES, [('', [f'take mug 1 from desk {i}', 'clean mug 1 with sinkbasin 1', f'move mug 1 to shelf {i}']) for i in (1, 2, 3)] + [('', ['take pan 1 from desk 1', 'clean pan 1 with sinkbasin 2', 'move pan 1 to bed 1'])])
     (what,) = h.kinds
     assert h.fixed(what) == {1:'desk', 2:'sinkbasin'}

@@ -105,7 +105,7 @@ def test_what_llama_cpp_cannot(llama):
     with pytest.raises(A3TError, match='does not score'): gather([lm.score('go to', [' desk', ' drawer'])])
     with pytest.raises(A3TError, match='refuses .400.*context'): complete(lm, ['desk '*4000], max_tokens=4)
     env = load(max_steps=3)
-    grounded = ActRe(lm, env.exemplar, grounded=env.instruction, max_tokens=12)
+    grounded = ActRe(lm, env.exemplar, grounded=env, max_tokens=12)
     with pytest.raises(A3TError, match='grounded_reasons = false'): compose_all(lambda: load(max_steps=6), env.tasks('train')[:3], None, grounded, most=2, p=1.)
 
 def test_killed_in_mid_run():

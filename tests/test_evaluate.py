@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, strategies as st
 from a3t.core import A3TError, Trajectory
 from a3t.envs.base import Panel, ToyHouse
-from a3t.evaluate import accumulated_score, check_panel, plot_rates, plot_types, score_table, summarise, wilson
+from a3t.evaluate import accumulated_score, check_panel, graded, mean_interval, plot_rates, plot_types, score_table, summarise, wilson
 
 def traj(task, won=True, kind='pick', reward=None): return Trajectory(task, kind, 'g', 'o', (), float(won) if reward is None else reward, won)
 
@@ -37,7 +37,7 @@ def test_summarise_counts_by_type():
     s = summarise([traj('a'), traj('b', False), traj('c', True, 'cool'), traj('d', False, 'cool', .5)])
     assert (s['n'], s['successes'], s['rate'], s['reward']) == (4, 2, .5, .625)
     assert {k:(v['successes'], v['n']) for k,v in s['by_type'].items()} == {'pick':(1, 2), 'cool':(1, 2)}
-    assert s['ci95'] == list(wilson(2, 4)) and set(s['by_type']['cool']) == {'n', 'successes', 'rate', 'ci95'}
+    assert s['ci95'] == list(wilson(2, 4)) and set(s['by_type']['cool']) == {'n', 'successes', 'rate', 'ci95', 'reward', 'reward_ci95'}
 
 def test_empty_and_doubled_are_errors():
     with pytest.raises(A3TError, match='no episodes'): summarise([])
@@ -71,3 +71,23 @@ def test_tables_and_plots_stand_gaps():
     assert score_table(s).loc['r0', 'cool'] == '–'
     plot_rates(s, {'random':s['r1']})
     plot_types(s)
+
+# -- mean rewards
+
+@pytest.mark.parametrize('rewards', [[0.]*70 + [1.]*30, [i/99 for i in range(100)], [.5]*90 + [0.]*10])
+def test_the_interval_of_a_mean_is_students(rewards):
+    n, m = len(rewards), sum(rewards)/len(rewards)
+    half = 1.984*(sum((r - m)**2 for r in rewards)/(n - 1)/n)**.5 # t with 99 degrees of freedom
+    assert mean_interval(rewards) == pytest.approx((m - half, m + half), abs=.01)
+    assert mean_interval(rewards) == mean_interval(rewards[::-1])
+
+def test_equal_rewards_say_nothing_about_their_spread():
+    assert mean_interval([0.]*100) == wilson(0, 100) and mean_interval([1.]*9) == wilson(9, 9)
+    lo, hi = mean_interval([.5]*10)
+    assert 0 < lo < .5 < hi < 1
+
+def test_a_graded_reward_stands_beside_success():
+    s = {'r0':summarise([traj('a'), traj('b', False, reward=.5)])}
+    assert score_table(s).loc['r0', 'reward %'] == 75 and graded(s)
+    assert 'reward %' not in score_table({'r0':summarise([traj('a'), traj('b', False)])})
+    assert plot_rates(s, what='reward').get_ylabel() == 'mean reward'

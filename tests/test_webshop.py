@@ -4,11 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
-from a3t.core import A3TError, content_hash
+from a3t.agents import Wording, sample_action
+from a3t.core import A3TError, content_hash, load_settings
 from a3t.envs import shopdata, webshop
 from a3t.envs.shopdata import *
 from a3t.envs.webshop import *
-from a3t.envs.base import check_environment, load_environment, play, replay_equal
+from a3t.envs.base import Panel, check_environment, load_environment, play, replay_equal
+from a3t.explore import Habits, explore, first_successes, imitate, shrink, wins
 from a3t.envs.shopgen import generate_shop
 
 ROOT = Path(__file__).parents[1]
@@ -172,7 +174,7 @@ def test_exemplar_is_what_a_real_shop_answers(tmp_path):
     for form in PAGES:
         env = WebShop(shop, pages=form)
         ours, task = exemplar(form), next(t for s in SPLITS for t in env.tasks(s) if 'MINI000001' in t)
-        assert shop.hits('green linen tablecloth machine washable') == webshop.MiniShop().hits('')
+        assert shop.hits(ours.steps[0].action[7:-1]) == webshop.MiniShop().hits('')
         env.goals._stored[ours.task] = None
         assert replay_equal(ours, play(env, ours.task, ours.actions)) and ours.won and all(s.reason for s in ours.steps), task
 
@@ -225,6 +227,100 @@ def test_settings(shop, monkeypatch, tmp_path):
     monkeypatch.setenv('WEBSHOP_DATA', str(tmp_path))
     with pytest.raises(A3TError, match='items_shuffle'): load_environment('webshop', games='official')
     assert not check_data('official')[0].ok and 'download' in check_data('official')[0].mend
+
+# -- what is played
+
+def test_a_panel_holds_what_a_task_is_made_of(tmp_path):
+    build = lambda **change: WebShop(small(tmp_path, [dict(ITEM, **change)] + [dict(ITEM, asin=f'B00000000{i}') for i in (2, 3)], {}, ask('B000000001', 'B000000002', 'B000000003')))
+    old = build()
+    task = next(t for s in SPLITS for t in old.tasks(s) if 'B000000001' in t)
+    panel = Panel(old.manifest([task, 'train/none-0']))
+    assert list(panel) == [task]
+    panel.check(old)
+    for change in (dict(name='Cup'), dict(pricing='$6.0'), dict(customization_options={'Color':[{'value':'red'}]}), dict(product_category='Home'), dict(small_description=['Small'])):
+        with pytest.raises(A3TError, match='changed: .*B000000001'): panel.check(build(**change))
+    other = build()
+    other.goals._stored[task] = dict(asin='B000000001', instruction_text='i want it', attributes=['big'], goal_options=[], price_upper=10., query='mugs', name='Mug', product_category='Home', category='garden')
+    with pytest.raises(A3TError, match='changed'): panel.check(other)
+
+# -- A3T on it
+
+def test_verbs(shop):
+    env = WebShop(shop)
+    verbs, goal = set(), "i need a green linen cloth, 60x84 inches, and price lower than 60.00 dollars"
+    for action, verb in (('search[green linen cloth, 60x84 inches]', 'search'), ('search[cloth]', 'part'), ('click[buy now]', 'buy'), ('click[reviews]', 'more'), ('click[next >]', 'away'),
+                         ('click[green]', 'asked'), ('click[een]', 'option'), ('click[60]', 'option'), (f'click[{shop.index._ids[0].decode().lower()}]', 'product'), ('click[mini000001]', 'product'), ('nonsense', 'option')):
+        assert env.verb(action, goal) == verb and env.form(action, goal) == (verb, ()), action
+    assert webshop.says('size 8, black', '8') and not webshop.says('size 8.5', '8') and not webshop.says('28 inch', '8')
+    assert env.things('click[navy | white]') == ['navy | white'] and env.kind('pack 3') == 'pack 3' and env.things('xyzzy') == ['']
+
+def test_verbs_read_the_instruction_alone(shop):
+    "What a goal means is hidden: actions are told apart by the text that the agent reads, for whatever goal"
+    env = WebShop(shop)
+    task = env.tasks('train')[0]
+    env.reset(options={'task':task})
+    goal, env.goal = env.goal.text, None
+    assert [env.verb(f'search[{s}]', goal) for s in searches(goal)] == ['search'] + ['part']*(len(searches(goal)) - 1)
+
+def test_sampling_is_by_verb(shop):
+    env, rng = WebShop(shop), random.Random(0)
+    actions = [f'click[{i}]' for i in range(99)] + ['click[buy now]']
+    assert 300 < sum(sample_action(rng, actions, env.verb) == 'click[buy now]' for _ in range(1000)) < 700
+
+@pytest.fixture(scope='module')
+def explored(shop):
+    "Sixteen training tasks, their successes from sampled actions and from imitation"
+    env = WebShop(shop, max_steps=10**9, pages='short')
+    tasks = list(env.panel('train', 16))
+    found = {t:shrink(env, t, a) for t in tasks if (a := explore(env, t, 3000)[0])}
+    return env, tasks, found
+
+def test_sampled_actions_find_successes(explored):
+    env, tasks, found = explored
+    assert len(found) >= 8
+    for t,a in found.items(): assert wins(env, t, a) == len(a) and a[-1] == 'click[buy now]'
+
+def test_what_won_wins_other_tasks(explored):
+    env, tasks, found = explored
+    habits = Habits(env, [(env.goals[t].text, a) for t,a in found.items()])
+    assert all(deeds[-1][0] == 'buy' and not names for deeds,names in habits.kinds)
+    won = steps = 0
+    for t in found:
+        others = Habits(env, [(env.goals[u].text, a) for u,a in found.items() if u != t])
+        way, n = imitate(env, t, others, 3000)
+        assert way is None or wins(env, t, way) == len(way)
+        won, steps = won + bool(way), steps + n
+        assert imitate(env, t, others, 3000) == (way, n)
+    assert won >= .7*len(found), (won, len(found), steps)
+
+def test_first_successes_are_short_and_repeatable(explored):
+    env, tasks, found = explored
+    task = next(iter(found))
+    made = first_successes(env, task, 3000, looks=0, max_steps=15)
+    assert made and made == first_successes(env, task, 3000, looks=0, max_steps=15) and made[0].won and made[0].reward == 1 and len(made[0]) <= 15
+
+def test_reasons_name_what_is_clicked_or_asked_for(explored):
+    env, tasks, found = explored
+    w = Wording(env.exemplar, env)
+    for i,s in enumerate(env.exemplar.steps): assert s.reason in w.sentences(replace(env.exemplar, steps=env.exemplar.steps[:i]), s.action)
+    for t,a in found.items():
+        traj = play(env, t, a)
+        for i,s in enumerate(traj.steps):
+            said = w.sentences(replace(traj, steps=traj.steps[:i]), s.action)
+            assert said and not any(name in x for x in said for name in ('linen', 'mini0', '60x84')), (s.action, said)
+            if env.verb(s.action, traj.goal) in ('product', 'asked', 'option'): assert all(env.things(s.action)[0] in x for x in said)
+
+def test_searches_leave_the_asking_out():
+    assert searches('i am in search of a hair mask for split ends please, and price lower than 20.00 dollars')[0] == 'hair mask for split ends'
+    assert searches("help me find an ivory women's tank top")[0] == "ivory women's tank top"
+
+@pytest.mark.parametrize('preset', ['webshop-cpu', 'paper-webshop'])
+def test_presets(preset):
+    S = load_settings(preset, path=ROOT/'settings.ini')
+    assert (S['environment'], S['max_steps'], S['success_threshold']) == ('webshop', 15, 1.)
+    if preset == 'paper-webshop': assert (S['min_compositions'], S['stop_successes'], S['compositions'], S['train_tasks'], S['rounds'], S['games'], S['pages']) == (3, 1, 20, 2300, 4, 'official', 'text')
+    env = webshop.load(games='generated', **{k:S[k] for k in ('max_steps', 'generator', 'instructions', 'pages', 'rewards')})
+    assert S['eval_tasks'] == 0 or 100 <= S['eval_tasks'] <= len(env.tasks(S['eval_splits'][0]))
 
 # -- rewards
 
