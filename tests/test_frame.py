@@ -49,7 +49,7 @@ def test_a_broken_settings_file(project):
 
 def test_presets_are_listed(project):
     p = project.a3t('presets')
-    assert p.returncode == 0 and [l.split()[0] for l in p.stdout.strip().split('\n')] == ['smoke', 'cpu', 'cpu-alfworld', 'paper-alfworld']
+    assert p.returncode == 0 and [l.split()[0] for l in p.stdout.strip().split('\n')] == ['smoke', 'cpu', 'cpu-alfworld', 'paper-alfworld', 'webshop-cpu', 'paper-webshop']
 
 # -- whole runs
 

@@ -4,8 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
+from a3t.accumulate import read
 from a3t.agents import Wording, sample_action
-from a3t.core import A3TError, content_hash, load_settings
+from a3t.core import A3TError, content_hash, load_settings, read_json
+from a3t.doctor import check_environment_data
 from a3t.envs import shopdata, webshop
 from a3t.envs.shopdata import *
 from a3t.envs.webshop import *
@@ -321,6 +323,26 @@ def test_presets(preset):
     if preset == 'paper-webshop': assert (S['min_compositions'], S['stop_successes'], S['compositions'], S['train_tasks'], S['rounds'], S['games'], S['pages']) == (3, 1, 20, 2300, 4, 'official', 'text')
     env = webshop.load(games='generated', **{k:S[k] for k in ('max_steps', 'generator', 'instructions', 'pages', 'rewards')})
     assert S['eval_tasks'] == 0 or 100 <= S['eval_tasks'] <= len(env.tasks(S['eval_splits'][0]))
+
+def test_the_doctor_looks_at_the_files(monkeypatch, tmp_path):
+    monkeypatch.setenv('WEBSHOP_DATA', str(tmp_path))
+    (bad,) = check_environment_data(load_settings('paper-webshop', path=ROOT/'settings.ini'))
+    assert not bad.ok and 'items_shuffle' in bad.found and 'WEBSHOP_DATA' in bad.mend
+    monkeypatch.setenv('A3T_DATA', str(tmp_path))
+    assert all(c.ok for c in check_environment_data(load_settings('webshop-cpu', path=ROOT/'settings.ini') | dict(generator=dict(products=60))))
+
+def test_the_whole_loop_runs(project):
+    sets = dict(environment='webshop', engine='', explore_engine='', games='generated', generator=dict(products=120), pages='short', max_steps=8, patience=3, eval_splits=['test'], looks=0,
+                rounds=2, train_tasks=8, eval_tasks=4, round_tasks=3, compositions=3, min_compositions=1, stop_successes=1, explore_budget=1500, max_length=4096)
+    p = project.a3t('run', 'smoke', '--name', 'shop', '--set', *(f'{k}={v}' for k,v in sets.items()))
+    assert p.returncode == 0, p.stderr
+    report = read_json(project.run('shop')/'report.json')
+    assert [r['explore']['tasks'] for r in report['rounds']] == [8, 3] and report['rounds'][0]['explore']['solved'] >= 2 and not report['missing']
+    for score in (*report['baselines'].values(), *(r['splits']['test'] for r in report['rounds']), report['accumulated']['test']):
+        assert score['n'] == 4 and score['reward_ci95'][0] <= score['reward'] <= score['reward_ci95'][1]
+    made = read(project.run('shop')/'round_00'/'trajectories') + read(project.run('shop')/'round_01'/'trajectories')
+    assert all(s.reason for t in made for s in t.steps if s.actor == 'sampled') and {t.source for t in made} == {'explored', 'policy', 'composed'}
+    assert all(t.won == (t.reward == 1) for t in made)
 
 # -- rewards
 
