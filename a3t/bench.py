@@ -7,9 +7,10 @@ __all__ = ['ENGINES', 'bench_tasks', 'bench_commands', 'time_game', 'bench_engin
            'sending_share']
 
 # %% ../nbs/70_bench.alfworld.ipynb #8c21ee97
-import pickle, random, statistics, time
+import os, pickle, random, statistics, tempfile, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from unittest import mock
 from .core import A3TError, seed_for
 from .envs.alfsim import AlfSim, AlfSims, explored
 from .envs.alfworld import AlfWorld, mini_games, named_games, task_type
@@ -70,7 +71,8 @@ def bench_engines(
     for task in tasks:
         commands, told = bench_commands(games, task, n), []
         for e in engines:
-            *times, answers = time_game(ENGINES[e], games, task, commands)
+            with tempfile.TemporaryDirectory() as d, mock.patch.dict(os.environ, A3T_DATA=d): # no game was ever translated there
+                *times, answers = time_game(ENGINES[e], games, task, commands)
             for key,t in zip(rows[e], times): rows[e][key].append(1e3*t)
             told.append(answers)
         assert all(t == told[0] for t in told), f'the engines differ in {task}'

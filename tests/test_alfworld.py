@@ -282,7 +282,21 @@ def test_resets_are_fresh_and_memory_is_bounded():
             facts = len(alfworld._textworld().facts)
             first = first or facts
             assert facts < 2*first
-    assert len(alfworld._TRANSLATIONS) <= 512
+
+def test_translations_stay_on_the_disk_and_a_disk_that_refuses_costs_time_only(tmp_path, monkeypatch):
+    games, task = kitchens(1), next(iter(kitchens(1)))
+    monkeypatch.setenv('A3T_DATA', str(tmp_path))
+    first = play(load(games), task, games[task].walkthrough)
+    file, = (tmp_path/'translations').iterdir()
+    monkeypatch.setattr(alfworld, '_translate', lambda *args: pytest.fail('translated again'))
+    assert play(load(games), task, games[task].walkthrough) == first
+    monkeypatch.undo()
+    file.write_bytes(file.read_bytes()[:100]) # cut short: made anew
+    monkeypatch.setenv('A3T_DATA', str(tmp_path))
+    assert play(load(games), task, games[task].walkthrough) == first and len(file.read_bytes()) > 100
+    (tmp_path/'file').write_text('')
+    monkeypatch.setenv('A3T_DATA', str(tmp_path/'file')) # no folder can be made in a file
+    assert play(load(games), task, games[task].walkthrough) == first
 
 
 def test_process_is_left_as_it_was(capsys):

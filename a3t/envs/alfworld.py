@@ -12,9 +12,10 @@ __all__ = ['NO_GOAL', 'TYPES', 'SPLITS', 'FIELDS', 'OPENABLE', 'ABILITIES', 'KIT
 
 # %% ../../nbs/11_envs.alfworld.ipynb #199349b2
 import functools, gc, importlib.resources, importlib.util, json, lzma, os, re, sys, threading, weakref, zlib
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from ..core import A3TError, Step, Trajectory, content_hash, data_folder, write_atomic
@@ -394,12 +395,12 @@ def _textworld():
     from alfworld.agents.environment.alfred_tw_env import AlfredDemangler, AlfredInfos
     if env is None: os.environ.pop('ALFWORLD_DATA', None) # importing alfworld sets it, to a folder that nobody chose
     mix = lambda *bases: type(bases[0].__name__, bases, {})
-    return SimpleNamespace(fast_downward=fast_downward, textworld=textworld, logic=logic, pddl=pddl, textgen=textgen, PddlEnv=PddlEnv,
+    return SimpleNamespace(planner=version('fast-downward-textworld'), fast_downward=fast_downward, textworld=textworld, logic=logic, pddl=pddl, textgen=textgen, PddlEnv=PddlEnv,
         facts=mementos.core._memento_cache, wrap=lambda env: AlfredInfos(AlfredDemangler(env)),
         State=mix(MendedState, SortedFacts, KnownActions, pddl.PddlState), Grammar=mix(MendedGrammar, textgen.ContextSensitiveGrammar), Env=mix(MendedEnv, PddlEnv))
 
 # %% ../../nbs/11_envs.alfworld.ipynb #63f0341b
-_LOCK, _TRANSLATIONS = threading.RLock(), OrderedDict()
+_LOCK = threading.RLock()
 
 def _translate(domain, problem):
     "What playing needs of a PDDL problem, as plain lists"
@@ -416,14 +417,15 @@ def _translate(domain, problem):
         actions=[[a.name, [[p.name.strip('?'), p.type_name] for p in a.parameters]] for a in task.actions], changing=sorted(changing),
         facts=[[a.predicate, list(a.args)] for a in task.init if getattr(a, 'predicate', '=') != '='])
 
-def _translation(domain, problem, keep=512):
-    "The translation of a problem, from memory where it was translated before (60 kB each, the last `keep` of them)"
-    key = content_hash([domain, problem])
+def _translation(domain, problem):
+    "The translation of a problem, from `data/translations` where it was translated before (some 60 kB each)"
+    file = data_folder()/'translations'/content_hash([_textworld().planner, domain, problem])
     with _LOCK:
-        if key not in _TRANSLATIONS: _TRANSLATIONS[key] = zlib.compress(json.dumps(_translate(domain, problem)).encode(), 1)
-        _TRANSLATIONS.move_to_end(key)
-        while len(_TRANSLATIONS) > keep: _TRANSLATIONS.popitem(last=False)
-        return json.loads(zlib.decompress(_TRANSLATIONS[key]))
+        try: return json.loads(zlib.decompress(file.read_bytes()))
+        except (OSError, ValueError, zlib.error): text = json.dumps(_translate(domain, problem))
+        try: write_atomic(file, zlib.compress(text.encode(), 1))
+        except A3TError: pass # a disk that refuses costs time, no game
+        return json.loads(text)
 
 # %% ../../nbs/11_envs.alfworld.ipynb #0a283614
 @functools.lru_cache(100_000)
