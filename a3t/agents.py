@@ -187,31 +187,34 @@ class Wording:
         exemplar:Trajectory, # with reasons
         env, # says what actions name; words of a task that its instruction explains (*clean*) are no things to be found
     ):
-        self.env, self.patterns, self.explained = env, [], set(re.findall(r'[a-z]+', env.instruction.lower())) # (verb, is something held?, pattern, roles of the task's words)
+        self.env, self.patterns, self.explained = env, [], set(re.findall(r'[a-z]+', env.instruction.lower())) # (action, is something held?, pattern, roles of the task's words)
+        self.goal = exemplar.goal
         deals, goals = [i for i,s in enumerate(exemplar.steps) if len(env.things(s.action)) > 1], env.words(exemplar.goal)
         self.endings = {env.verb(exemplar.steps[i].action, exemplar.goal) for i in deals[-1:]}
         for i,s in enumerate(exemplar.steps):
             held, args = held_thing(env, exemplar.actions[:i], self.endings), env.things(s.action)
-            if s.reason: self.patterns.append((env.verb(s.action, exemplar.goal), bool(held), pattern(s.reason, args, held, goals), {w:roles(env, w, args, held) for w in goals}))
+            if s.reason: self.patterns.append((s.action, bool(held), pattern(s.reason, args, held, goals), {w:roles(env, w, args, held) for w in goals}))
         if not self.patterns: raise A3TError('the exemplar has no reasons: grounded reasons are made of its sentences')
 
     def sentences(self,
         traj:Trajectory, # the history
         action:str, # the action to be explained
-    )->list: # of str; where no sentence keeps all roles, the action's own verb doesn't matter
+    )->list: # of str; those of the action's verb, else of its first word, else any
         "All reasons that name only what was seen or asked for"
         env, goal = self.env, traj.goal
-        verb, args, held = env.verb(action, goal), env.things(action), held_thing(env, [s.action for s in traj.steps if s.valid], self.endings)
+        args, held = env.things(action), held_thing(env, [s.action for s in traj.steps if s.valid], self.endings)
         fillers = dict(enumerate([[a] for a in args]), held=held, goal=env.words(goal))
-        def some(same_verb, strict):
+        word = lambda a: re.match(r'\w*', a)[0]
+        near = {a:0 if env.verb(a, self.goal) == env.verb(action, goal) else 1 if word(a) == word(action) else 2 for a,*_ in self.patterns}
+        def some(nearness, strict):
             "Sentences, with the number of words whose role they keep"
-            for v,h,pat,known in self.patterns:
-                if h != bool(held) or (v == verb) != same_verb: continue
+            for a,h,pat,known in self.patterns:
+                if h != bool(held) or near[a] != nearness: continue
                 def fits(old, new):
                     if known[old] or strict and roles(env, new, args, held): return known[old] == roles(env, new, args, held) if strict else new not in self.explained
                     return (old in self.explained) == (new in self.explained)
                 for t in filled(pat, fillers, fits): yield t, sum(bool(known[n]) for k,n in set(p for p in pat if isinstance(p, tuple)) if k == 'goal')
-        found = next((f for f in (list(some(*x)) for x in ((True, True), (True, False), (False, True), (False, False))) if f), [])
+        found = next((f for f in (list(some(*x)) for x in itertools.product((0, 1, 2), (True, False))) if f), [])
         return list(dict.fromkeys(t for t,n in found if n == max(n for _,n in found)))
 
 # %% ../nbs/30_agents.ipynb #73c8ff42

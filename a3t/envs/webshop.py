@@ -260,8 +260,8 @@ MINI_TAGS = {'MINI000001':dict(attributes=['machine washable', 'washed linen']),
 MINI_ASKED = {'MINI000001':[dict(asin='MINI000001', instruction='i need a green linen tablecloth that is machine washable, 60x84 inches.', attributes=['machine washable', 'washed linen'],
               options=['color: green', 'size: 60 x 84 inch'], instruction_attributes=['machine washable'], instruction_options=['green', '60 x 84 inch'])]}
 MINI_STEPS = (
-    ('The task says green linen tablecloth, so I search for it.', 'search[green linen tablecloth that is machine washable, 60x84 inches]'),
-    ('The task says green linen tablecloth, and mini000001 may be that.', 'click[mini000001]'),
+    ('The task says green linen tablecloth that is machine washable, 60x84 inches, so I search for it.', 'search[green linen tablecloth that is machine washable, 60x84 inches]'),
+    ('mini000001 may be what the task says, so I look at it.', 'click[mini000001]'),
     ('The task says machine washable, so I read the features.', 'click[features]'),
     ('I have seen this page, so I go on.', 'click[< prev]'),
     ('The task says green, so I choose green.', 'click[green]'),
