@@ -399,5 +399,5 @@ def test_a_long_common_beginning_is_read_from_memory_once(tiny, kind):
     prompts = [head + text(i, 5 + 30*(i%3)) for i in range(9)]
     lm = LocalModel(model, tok)
     got = complete(lm, prompts, max_tokens=12)
-    assert len(encode_segments(tok, head)) > 2*local.BLOCK
+    assert len(encode_segments(tok, head)) > local.BLOCK
     for p,c in zip(prompts, got): assert c.token_ids == reference(model, tok, p, 12)

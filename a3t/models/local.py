@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'quiet', 'find_gguf', 'convert_gguf', 'native_bf16', 'best_dtype', 'model_folder', 'load_model', 'tiny_model',
-           'SlotCache', 'Part', 'Packed', 'part_mask', 'single_mask', 'attend', 'as_bias', 'attend_singles',
-           'slot_attention', 'attention', 'forward', 'sorted_weights', 'lent', 'log_norm', 'pick_tokens', 'Request',
-           'Tree', 'Slots', 'Engine', 'LocalModel']
+           'SlotCache', 'Part', 'Packed', 'part_mask', 'single_mask', 'attend', 'as_bias', 'attend_pieces',
+           'attend_singles', 'slot_attention', 'attention', 'forward', 'sorted_weights', 'lent', 'log_norm',
+           'pick_tokens', 'Request', 'Tree', 'Slots', 'Engine', 'LocalModel']
 
 # %% ../../nbs/21_models.local.ipynb #f8a5ad46
 import asyncio, contextlib, copy, importlib.util, logging, os, random, sys, tempfile, time, warnings
@@ -144,24 +144,24 @@ def tiny_model(
     return str(folder)
 
 # %% ../../nbs/21_models.local.ipynb #7a6e1f6d
-BLOCK = 128 # tokens in a block of the cache
+BLOCK = 256 # tokens by which the cache grows
 
 class SlotCache:
-    "Keys and values of many token sequences; per layer a list of blocks (slots, key-value heads, 128 tokens, head size)"
+    "Keys and values of many token sequences; per layer a tensor (slots, key-value heads, room, head size)"
     def __init__(self,
         model, # a transformers model
         slots:int, # token sequences at once
     ):
-        c = model.config
-        self.shape = slots, c.num_key_value_heads, BLOCK, getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads
-        self.like, self.keys, self.values = next(p for p in model.parameters() if p.dtype == model.dtype), *([[] for _ in range(c.num_hidden_layers)] for _ in range(2))
+        c, like = model.config, next(p for p in model.parameters() if p.dtype == model.dtype)
+        shape = slots, c.num_key_value_heads, 0, getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads
+        self.keys, self.values = ([like.new_zeros(shape, requires_grad=False) for _ in range(c.num_hidden_layers)] for _ in range(2))
 
     def reserve(self,
         length:int, # tokens needed in a slot
     ):
         "Make room"
-        for store in self.keys + self.values:
-            while len(store)*BLOCK < length: store.append(self.like.new_zeros(self.shape, requires_grad=False))
+        if (more := -(-length//BLOCK)*BLOCK - self.keys[0].shape[2]) <= 0: return
+        for store in (self.keys, self.values): store[:] = [torch.nn.functional.pad(t, (0, 0, 0, more)) for t in store]
 
     @torch.inference_mode()
     def copy(self,
@@ -170,8 +170,7 @@ class SlotCache:
         n:int, # how many tokens
     ):
         "Copy the beginning of one slot into another"
-        for store in self.keys + self.values:
-            for b in range(-(-n//BLOCK)): store[b][target, :, :n - b*BLOCK] = store[b][source, :, :n - b*BLOCK]
+        for t in self.keys + self.values: t[target, :, :n] = t[source, :, :n]
 
 # %% ../../nbs/21_models.local.ipynb #019cc720
 @dataclass
@@ -194,27 +193,23 @@ class Packed:
     ):
         one = [len(p.tokens) == 1 for p in parts]
         self.parts = sorted((p for p,o in zip(parts, one) if o), key=lambda p: p.slot) + [p for p,o in zip(parts, one) if not o]
-        self.n_one, self.device, self.masks, self.shared = sum(one), device, {}, shared//BLOCK
+        self.n_one, self.device, self.masks, self.shared = sum(one), device, {}, shared if shared >= BLOCK//2 else 0
         flat = lambda f: torch.tensor([x for p in self.parts for x in f(p)], device=device)
-        places = [i for p in self.parts for i in range(p.start, p.start + len(p.tokens))]
-        self.ids, self.places = flat(lambda p: p.tokens)[None], torch.tensor(places, device=device)
+        self.ids, self.places = flat(lambda p: p.tokens)[None], flat(lambda p: range(p.start, p.start + len(p.tokens)))
         self.positions = flat(lambda p: [p.start + d for d in p.depth] if p.depth else range(p.start, p.start + len(p.tokens)))
         self.slots = flat(lambda p: [p.slot]*len(p.tokens))
         ends = torch.tensor([len(p.tokens) for p in self.parts]).cumsum(0).tolist()
         self.spans = [(e - len(p.tokens), e) for e,p in zip(ends, self.parts)]
         self.wanted = torch.tensor([a + w for (a,_),p in zip(self.spans, self.parts) for w in p.wanted], dtype=torch.long, device=device)
         self.longest = max((p.start + 1 for p in self.parts[:self.n_one]), default=0)
-        home = {b:torch.tensor([i for i,x in enumerate(places) if x//BLOCK == b], device=device) for b in sorted({x//BLOCK for x in places})}
-        self.homes = [(b, at, self.slots[at], self.places[at] - b*BLOCK) for b,at in home.items()] # block, and who is written where in it
 
     def write(self,
-        blocks:list, # a layer's blocks of keys, or of values
+        store, # a layer's keys, or its values
         new, # what the layer computed: (1, key-value heads, tokens, head size)
-    )->list: # the blocks
+    ): # the store
         "Store what a layer computed for the new tokens"
-        rows = new[0].transpose(0, 1)
-        for b,at,slots,places in self.homes: blocks[b][slots, :, places] = rows if len(self.homes) == 1 else rows[at]
-        return blocks
+        store[self.slots, :, self.places] = new[0].transpose(0, 1)
+        return store
 
 # %% ../../nbs/21_models.local.ipynb #b8b719a7
 def part_mask(
@@ -242,18 +237,13 @@ def single_mask(
 
 # %% ../../nbs/21_models.local.ipynb #d49e7fa1
 def attend(
-    query, # (key-value heads, query heads of each, queries, head size)
-    key, value, # (key-value heads, tokens, head size)
-    bias, # 0 where a query sees a token, very negative elsewhere: (queries, tokens)
+    query, # (rows, key-value heads, queries, head size)
+    key, value, # (rows, key-value heads, tokens, head size)
+    bias, # 0 where a query sees a token, very negative elsewhere: (rows, 1, queries, tokens)
     scale:float, # what the products are multiplied with
 )->torch.Tensor: # as `query`
-    "Attention of the new tokens of one slot"
-    q = query.flatten(1, 2)
-    if q.device.type != 'cpu':
-        mask = bias.repeat(query.shape[1], 1)[None, None].expand(1, len(q), -1, -1)
-        return torch.nn.functional.scaled_dot_product_attention(q[None], key[None], value[None], attn_mask=mask, scale=scale).view_as(query)
-    scores = torch.add(bias, (q @ key.transpose(-1, -2)).unflatten(1, query.shape[1:3]), alpha=scale)
-    return (torch.softmax(scores, -1).flatten(1, 2) @ value).view_as(query)
+    "Attention, the queries of a group of heads as rows"
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.expand(-1, key.shape[1], query.shape[2], -1), scale=scale)
 
 def as_bias(
     mask, # bool, what is seen
@@ -263,36 +253,42 @@ def as_bias(
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 # %% ../../nbs/21_models.local.ipynb #14a98625
+def attend_pieces(
+    query, # (rows, heads, 1, head size)
+    key, value, # (rows, key-value heads, tokens, head size)
+    bias, # of the tokens behind the common ones: (rows, 1, 1, tokens)
+    scale:float, # what the products are multiplied with
+    shared:int, # tokens at the beginning that are the same in all rows
+)->torch.Tensor: # as `query`
+    "Attention of single tokens on a CPU, the common beginning read once"
+    fused = partial(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, dropout_p=0., is_causal=False, scale=scale)
+    out, norm = fused(query, key[:, :, shared:], value[:, :, shared:], attn_mask=bias.expand(-1, query.shape[1], -1, -1))
+    if not shared: return out
+    rows = query.unflatten(1, (key.shape[1], -1)).squeeze(3).transpose(0, 1) # (key-value heads, rows, query heads of each, head size)
+    common, its_norm = fused(rows.flatten(1, 2)[None], key[:1, :, :shared], value[:1, :, :shared])
+    as_query = lambda t: t.view(*rows.shape[:3], -1).transpose(0, 1).flatten(1, 2)[:,:,None]
+    return torch.lerp(out.float(), as_query(common).float(), torch.sigmoid(as_query(its_norm) - norm[...,None])).to(query.dtype)
+
 def attend_singles(
     batch:Packed, # the batch
     query, # (1, heads, tokens, head size)
-    keys:list, values:list, # blocks of the layer, all slots
+    keys, values, # of the layer, all slots
     scale:float, window,
 )->torch.Tensor: # (singles, heads, head size)
     "Attention of the parts that have one token"
-    n, heads, size = batch.n_one, keys[0].shape[1], query.shape[-1]
-    slots, starts = batch.slots[:n], batch.places[:n]
+    n, on_cpu = batch.n_one, query.device.type == 'cpu'
+    slots, starts, shared = batch.slots[:n], batch.places[:n], batch.shared if on_cpu and window is None else 0
     lo, hi = batch.parts[0].slot, batch.parts[n-1].slot + 1
     dense, q = n >= .6*(hi - lo), query[0, :, :n].transpose(0, 1)
     rows, of = (slots - lo, slice(lo, hi)) if dense else (slice(None), slots)
     if dense and n < hi - lo: q = q.new_zeros(hi - lo, *q.shape[1:]).index_copy_(0, rows, q)
-    q, blocks = q.unflatten(1, (heads, -1)), range(-(-batch.longest//BLOCK)) # (rows, key-value heads, query heads of each, head size)
     if window not in batch.masks:
         if dense: starts = starts.new_full((hi - lo,), -1).index_copy_(0, rows, starts)
-        batch.masks[window] = as_bias(single_mask(starts, len(blocks)*BLOCK, window)[:,None,None], q.dtype)
-    common = q.transpose(0, 1).flatten(1, 2) # (key-value heads, rows and query heads, head size)
-    scores = q.new_empty(*q.shape[:3], len(blocks)*BLOCK)
-    for b in blocks:
-        part = scores[..., b*BLOCK:(b + 1)*BLOCK]
-        if b < batch.shared: part.copy_((common @ keys[b][lo].transpose(-1, -2)).unflatten(1, (len(q), -1)).transpose(0, 1))
-        else: part.copy_((q.flatten(0, 1) @ keys[b][of].flatten(0, 1).transpose(-1, -2)).view_as(part))
-    probs, out = torch.softmax(torch.add(batch.masks[window], scores, alpha=scale), -1), 0
-    for b in blocks:
-        part = probs[..., b*BLOCK:(b + 1)*BLOCK]
-        if b < batch.shared: got = (part.transpose(0, 1).flatten(1, 2) @ values[b][lo]).unflatten(1, (len(q), -1)).transpose(0, 1)
-        else: got = (part.flatten(0, 1) @ values[b][of].flatten(0, 1)).view_as(q)
-        out = out + got.float()
-    return out.to(q.dtype).flatten(1, 2)[rows]
+        batch.masks[window] = as_bias(single_mask(starts, batch.longest, window)[:,None,None,shared:], q.dtype)
+    k, v = (t[:, :, :batch.longest][of] for t in (keys, values))
+    if on_cpu: out = attend_pieces(q[:,:,None], k, v, batch.masks[window], scale, shared)
+    else: out = attend(q.unflatten(1, (keys.shape[1], -1)), k, v, batch.masks[window], scale)
+    return out.reshape(q.shape)[rows]
 
 # %% ../../nbs/21_models.local.ipynb #6051a592
 def slot_attention(
@@ -305,10 +301,10 @@ def slot_attention(
     out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     if batch.n_one: out[0, :batch.n_one] = attend_singles(batch, query, keys, values, scale, sliding_window)
     for (a, b), p in zip(batch.spans[batch.n_one:], batch.parts[batch.n_one:]):
-        end, at = p.start + b - a, (sliding_window, a)
-        if at not in batch.masks: batch.masks[at] = as_bias(part_mask(p, sliding_window, query.device), query.dtype)
-        k, v = (torch.cat([t[p.slot] for t in store[:-(-end//BLOCK)]], 1)[:, :end] for store in (keys, values))
-        out[0, a:b] = attend(query[0, :, a:b].unflatten(0, (heads, -1)), k, v, batch.masks[at], scale).flatten(0, 1).transpose(0, 1)
+        end, at, q = p.start + b - a, (sliding_window, a), query[:, :, a:b].unflatten(1, (heads, -1)) # (1, key-value heads, query heads of each, tokens, head size)
+        if at not in batch.masks: batch.masks[at] = as_bias(part_mask(p, sliding_window, query.device), query.dtype).repeat(q.shape[2], 1)[None,None]
+        k, v = (t[p.slot:p.slot + 1, :, :end] for t in (keys, values))
+        out[:, a:b] = attend(q.flatten(2, 3), k, v, batch.masks[at], scale).view_as(q).flatten(1, 2).transpose(1, 2)
     return out, None
 
 # %% ../../nbs/21_models.local.ipynb #ebb6610d
