@@ -181,7 +181,7 @@ def predict_memory(
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     token, layers = kept_bytes(net.train(), n)/n, config.num_hidden_layers
     if checkpointing: token = token/layers + layers*config.hidden_size*net.dtype.itemsize
-    res = dict(weights=sum(getattr(p, '_local_tensor', p).numel()*p.element_size() for p in net.parameters()), # a divided one: this process's part
+    res = dict(weights=sum(p.numel()*p.element_size() for p in net.parameters()),
                learning=4*learned*(3+workers), # two moments of Adam and the gradient; those of the micro-batches under way
                activations=int(tokens*token*(1+2/layers) + workers*128*net.get_output_embeddings().weight.shape[0]*8)) # with a layer's backward pass, and some logits
     return res | dict(total=sum(res.values()))
@@ -413,9 +413,7 @@ def _train(model, rows, output, args, average, micro_tokens, workers, several, g
     trainer = PolicyTrainer(list(zip(rows, terms)), Batches(map(len, rows), batch_size, seed), micro_tokens, several, loss, divide,
                             model=model, args=args, callbacks=[log])
     log.trainer = trainer
-    if progress and not done:
-        line = _expected(trainer, workers, gradient_checkpointing)
-        if main: print(line, flush=True)
+    if progress and not done and main and not divide: print(_expected(trainer, workers, gradient_checkpointing), flush=True)
     if gradient_checkpointing:
         model.get_base_model().gradient_checkpointing_enable({'use_reentrant':False})
         model.get_base_model().disable_input_require_grads() # not needed there, and it would send gradients through every layer
@@ -454,7 +452,8 @@ def train_together(
     gpu = torch.cuda.is_available() and job['model']['device'] != 'cpu'
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else 'cpu'
     if gpu: torch.cuda.set_device(device)
-    model, tokenizer = load_model(**job['model'] | dict(device='cpu' if divide else device), dtype=best_dtype(device))
+    dtype = getattr(torch, job['model'].get('dtype', ''), best_dtype(device))
+    model, tokenizer = load_model(**job['model'] | dict(device='cpu' if divide else device, dtype=dtype))
     rows = [Row(**{k:tuple(map(tuple, v)) if k == 'spans' else tuple(v) if isinstance(v, list) else v for k,v in r.items()}) for r in job['rows']]
     return train(model, tokenizer, rows, folder, divide=device if divide else None, **job['settings'])
 
@@ -462,7 +461,7 @@ def train_together(
 # %% ../nbs/42_train.ipynb #b4770e24
 def launch(
     command:str, # a launcher, e.g. 'torchrun --nproc-per-node 4'
-    model:dict, # `name`, `quantize` and `device` for `load_model`
+    model:dict, # `name`, `quantize` and `device` for `load_model`, and `dtype` by its name, e.g. 'float32'; by default what the device is fastest in
     rows, # of `Row`
     output, # as in `train`
     progress:str=None, # label of the progress bar; none by default
@@ -471,7 +470,7 @@ def launch(
     "Train in several processes, and wait for them; their error is raised here"
     output, bin = Path(output), Path(sys.executable).parent
     write_atomic(output/'job.json', json.dumps(dict(model=model, rows=[asdict(r) for r in rows], settings=settings | dict(progress=progress))))
-    env = os.environ | dict(PATH=f"{bin}:{os.environ['PATH']}", TQDM_DISABLE='1')
+    env = os.environ | dict(PATH=f"{bin}:{os.environ['PATH']}")
     with open(output/'launch.log', 'w+') as log, tqdm(total=settings.get('epochs', 6)*math.ceil(len(rows)/settings.get('batch_size', 16)),
                                                      desc=progress, disable=progress is None, unit='step') as bar:
         try: p = subprocess.Popen([*shlex.split(command), str(bin/'a3t'), 'train', str(output)], env=env, stderr=log)
@@ -479,12 +478,12 @@ def launch(
         try:
             while p.poll() is None:
                 time.sleep(.2)
-                bar.update(len(read_log(output/'train.jsonl')) - bar.n)
+                if new := len(read_log(output/'train.jsonl')) - bar.n: bar.update(new)
         finally: p.terminate(), p.wait()
         log.seek(0)
         said = log.read()
     if not p.returncode: return read_json(output/'train.json')
-    if m := re.search('^a3t: (.*)', said, re.M): raise A3TError(m[1])
+    if m := re.search('a3t: (.*)', said): raise A3TError(m[1])
     raise RuntimeError(f'{command} ended with status {p.returncode}:\n' + said[-2000:])
 
 

@@ -31,7 +31,7 @@ def environment(monkeypatch):
 
 def rows_of(tokenizer): return make_rows(tokenizer, [WON, replace(WON, steps=WON.steps[1:]), LOST, OTHER, replace(WON, steps=WON.steps[2:])])[0]
 
-def assert_same_training(a, b, loss=1e-3, weight=1e-3):
+def assert_same_training(a, b, loss=1e-4, weight=1e-4):
     "Two trainings agree, up to sums in another order"
     one, two = read_log(a/'train.jsonl'), read_log(b/'train.jsonl')
     assert [l['step'] for l in one] == [l['step'] for l in two] and [l['tokens'] for l in one] == [l['tokens'] for l in two]
@@ -47,7 +47,7 @@ def test_two_processes_equal_one_and_resume(folder, tmp_path):
     model, tok = load_model(folder, device='cpu', dtype=torch.float32)
     rows, kw = rows_of(tok), FAST | dict(epochs=8)
     train(model, tok, rows, tmp_path/'one', **kw)
-    job = dict(name=folder, quantize='none', device='cpu')
+    job = dict(name=folder, quantize='none', device='cpu', dtype='float32')
     def stop_after_an_epoch():
         while not list((tmp_path/'two'/'checkpoints').glob('*/complete.json')): time.sleep(.02)
         os.kill(os.getpid(), signal.SIGINT)
@@ -64,16 +64,16 @@ def test_two_processes_equal_one_and_resume(folder, tmp_path):
 @pytest.mark.parametrize('quantize', ['nf4', 'none'])
 def test_divided_weights_equal_whole_ones(folder, tmp_path, monkeypatch, quantize):
     "Each process keeps its part of the weights of each layer"
-    model, tok = load_model(folder, quantize, 'cpu')
+    model, tok = load_model(folder, quantize, 'cpu', torch.float32)
     kw = FAST | dict(gradient_checkpointing=quantize == 'nf4')
     train(model, tok, rows_of(tok), tmp_path/'one', **kw)
     monkeypatch.setenv('ACCELERATE_USE_FSDP', 'true') # what `accelerate launch --use_fsdp` says
-    launch(TWO, dict(name=folder, quantize=quantize, device='cpu'), rows_of(tok), tmp_path/'two', **kw)
+    launch(TWO, dict(name=folder, quantize=quantize, device='cpu', dtype='float32'), rows_of(tok), tmp_path/'two', **kw)
     assert_same_training(tmp_path/'one', tmp_path/'two')
 
 def test_errors_of_launched_processes(folder, tmp_path):
     _, tok = load_model(folder, device='cpu')
-    job = dict(name=folder, quantize='none', device='cpu')
+    job = dict(name=folder, quantize='none', device='cpu', dtype='float32')
     with pytest.raises(A3TError, match='lower learning_rate'):
         launch(sys.executable, job, rows_of(tok), tmp_path/'a', **FAST | dict(learning_rate=1e30, max_grad_norm=1e30, warmup=0.))
     with pytest.raises(A3TError, match='cannot be run'): launch('no-such-launcher -n 2', job, rows_of(tok), tmp_path/'b', **FAST)
