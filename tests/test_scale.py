@@ -1,0 +1,121 @@
+"Several processes: training whose sum is that of one, waves that outlive their workers"
+import os, signal, sys, threading, time
+from dataclasses import replace
+from pathlib import Path
+import pytest, torch
+from fastcore.basics import chunked
+from safetensors.torch import load_file
+from a3t.accumulate import append, read
+from a3t.agents import Sampler, rollout
+from a3t.core import A3TError, trajectory_id
+from a3t.data import make_rows
+from a3t.envs.base import ToyHouse
+from a3t.models.local import load_model, tiny_model
+from a3t.scale import cluster, waves
+from a3t.train import checkpoints, launch, read_log, share, train
+
+ROOT = Path(__file__).resolve().parent.parent
+TWO = 'torchrun --standalone --nproc-per-node 2'
+WON = ToyHouse.exemplar
+LOST = replace(WON, won=False, reward=0., steps=(replace(WON.steps[0], action='go to shelf', observation='At the shelf you see a mug.'),))
+OTHER = replace(WON, task='other', goal='another one', steps=WON.steps[:3])
+FAST = dict(epochs=4, learning_rate=1e-2, batch_size=3, lora_rank=4, target_modules='all-linear')
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory): return tiny_model(tmp_path_factory.mktemp('m')/'tiny')
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+
+def rows_of(tokenizer): return make_rows(tokenizer, [WON, replace(WON, steps=WON.steps[1:]), LOST, OTHER, replace(WON, steps=WON.steps[2:])])[0]
+
+def assert_same_training(a, b, loss=1e-4, weight=1e-4):
+    "Two trainings agree, up to sums in another order"
+    one, two = read_log(a/'train.jsonl'), read_log(b/'train.jsonl')
+    assert [l['step'] for l in one] == [l['step'] for l in two] and [l['tokens'] for l in one] == [l['tokens'] for l in two]
+    for x,y in zip(one, two):
+        for k in ('loss', 'imitation', 'contrast', 'logp_won', 'logp_lost', 'learning_rate'):
+            assert (x[k] is None) == (y[k] is None) and (x[k] is None or abs(x[k] - y[k]) < loss), (k, x, y)
+    one, two = (load_file(d/'adapter'/'adapter_model.safetensors') for d in (a, b))
+    assert one.keys() == two.keys() and any(v.abs().max() > .05 for v in one.values())
+    for k in one: torch.testing.assert_close(one[k], two[k], atol=weight, rtol=0)
+
+def test_two_processes_equal_one_and_resume(folder, tmp_path):
+    "Killed after the first epoch, all at once, and started again"
+    model, tok = load_model(folder, device='cpu', dtype=torch.float32)
+    rows, kw = rows_of(tok), FAST | dict(epochs=8)
+    train(model, tok, rows, tmp_path/'one', **kw)
+    job = dict(name=folder, quantize='none', device='cpu', dtype='float32')
+    def stop_after_an_epoch():
+        while not list((tmp_path/'two'/'checkpoints').glob('*/complete.json')): time.sleep(.02)
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=stop_after_an_epoch, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt): launch(TWO, job, rows, tmp_path/'two', **kw)
+    assert not (tmp_path/'two'/'adapter').exists()
+    done = len(checkpoints(tmp_path/'two'/'checkpoints'))
+    assert 1 <= done < 8
+    res = launch(TWO, job, rows, tmp_path/'two', **kw)
+    assert res['steps'] == 16 and res['trajectories'] == 5
+    assert_same_training(tmp_path/'one', tmp_path/'two')
+    assert sorted(p.name for p in (tmp_path/'two').iterdir()) == ['adapter', 'job.json', 'launch.log', 'train.json', 'train.jsonl', 'training.json']
+
+@pytest.mark.parametrize('quantize', ['nf4', 'none'])
+def test_divided_weights_equal_whole_ones(folder, tmp_path, monkeypatch, quantize):
+    "Each process keeps its part of the weights of each layer"
+    model, tok = load_model(folder, quantize, 'cpu', torch.float32)
+    kw = FAST | dict(gradient_checkpointing=quantize == 'nf4')
+    train(model, tok, rows_of(tok), tmp_path/'one', **kw)
+    monkeypatch.setenv('ACCELERATE_USE_FSDP', 'true') # what `accelerate launch --use_fsdp` says
+    launch(TWO, dict(name=folder, quantize=quantize, device='cpu', dtype='float32'), rows_of(tok), tmp_path/'two', **kw)
+    assert_same_training(tmp_path/'one', tmp_path/'two')
+
+def test_errors_of_launched_processes(folder, tmp_path):
+    _, tok = load_model(folder, device='cpu')
+    job = dict(name=folder, quantize='none', device='cpu', dtype='float32')
+    with pytest.raises(A3TError, match='lower learning_rate'):
+        launch(sys.executable, job, rows_of(tok), tmp_path/'a', **FAST | dict(learning_rate=1e30, max_grad_norm=1e30, warmup=0.))
+    with pytest.raises(A3TError, match='cannot be run'): launch('no-such-launcher -n 2', job, rows_of(tok), tmp_path/'b', **FAST)
+
+@pytest.mark.parametrize('world', [1, 2, 3, 7])
+def test_share(folder, world):
+    "Together the processes do every row once; with the spare ones, all do as many passes"
+    items = [(r, i) for i,r in enumerate(rows_of(load_model(folder, device='cpu')[1]))]
+    shares = [share(items, 10_000, rank, world) for rank in range(world)]
+    assert sorted(i for mine,_ in shares for part in mine for _,i in part) == list(range(len(items)))
+    assert len({len(mine) + (spare is not None) for mine,spare in shares}) == 1
+    assert all(mine for mine,_ in shares[:2])
+
+def test_lost_worker(tmp_path):
+    "One of two workers is killed in mid-run: the same trajectories, none missing, none twice"
+    def episodes(wave):
+        (tmp_path/str(os.getpid())).write_text(str(wave))
+        time.sleep(1)
+        return rollout(ToyHouse, wave, Sampler(), seed=1)
+    parts = list(chunked(ToyHouse().tasks('train')[:12], 2))
+    here = [t for _,made in waves(lambda wave: rollout(ToyHouse, wave, Sampler(), seed=1), parts) for t in made]
+    ray, killed, done = cluster('local', num_cpus=2), [], []
+    try:
+        for wave, made in waves(episodes, parts, 'local'):
+            done.append(wave)
+            append(tmp_path/'store', made)
+            if len(done) == 2:
+                busy = [p for p in tmp_path.iterdir() if p.name.isdigit() and p.read_text() not in map(str, done)]
+                killed.append(int(busy[0].name))
+                os.kill(killed[0], signal.SIGKILL)
+    finally: ray.shutdown()
+    workers = {int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()}
+    assert killed and len(workers) > 2 and done == parts # another worker took its place
+    store = read(tmp_path/'store')
+    assert store == here and len({trajectory_id(t) for t in store}) == len(here)
+
+def test_errors_of_workers(tmp_path):
+    ray = cluster('local', num_cpus=1)
+    def broken(wave): raise A3TError(f'{wave} is missing: put it back')
+    try:
+        with pytest.raises(A3TError, match='^game 1 is missing: put it back$'): list(waves(broken, ['game 1', 'game 2'], 'local'))
+        def ends(wave): os.kill(os.getpid(), signal.SIGKILL)
+        with pytest.raises(A3TError, match='gave a wave up'): list(waves(ends, ['game 1'], 'local', dict(max_retries=1)))
+    finally: ray.shutdown()
+    with pytest.raises(A3TError, match='no Ray cluster'): cluster('127.0.0.1:1')
