@@ -6,9 +6,8 @@
 __all__ = ['LORA', 'BATCH', 'RATE', 'bench_set', 'resident', 'apart', 'train_ours', 'train_trl', 'trl_settings', 'by_tokens',
            'machine_peak', 'Bytes', 'work', 'profile', 'time_lengths']
 
-# %% ../nbs/72_bench.training.ipynb #897bcbe4
-import itertools, os, random, tempfile, time
-from collections import defaultdict
+# %% ../nbs/72_bench.training.ipynb #21d0dd7c
+import itertools, os, tempfile, time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -18,16 +17,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from .agents import ActRe
 from .compose import annotate, compose
-from .core import A3TError, load_settings, seed_for
+from .core import A3TError, seed_for
 from .data import Row
 from .envs.alfsim import AlfSim
 from .explore import first_successes
 from .logprobs import lean, token_logprobs
 from .models.base import gather
-from .models.local import attention, load_model, quiet
+from .models.local import best_dtype, load_model, quiet
 from .train import Batches, lora, read_log, train
 
-# %% ../nbs/72_bench.training.ipynb #faf8b17e
+# %% ../nbs/72_bench.training.ipynb #4650fa03
 def bench_set(
     lm, # a `LocalModel`
     games, # `Games`
@@ -47,7 +46,7 @@ def bench_set(
     return gather([annotate(t, actre, seed_for(seed, i, t.task)) for ts in found for i,t in enumerate(ts)], processes=lm.processes) + \
            gather([lost(ts[0].task) for ts in found], processes=lm.processes)
 
-# %% ../nbs/72_bench.training.ipynb #84179a75
+# %% ../nbs/72_bench.training.ipynb #51f5fedf
 def resident(
     peak:bool=False, # the highest so far?
 )->int: # bytes
@@ -59,15 +58,16 @@ def apart(
     function, # of a module; it returns a dict
     *args, # what pickle can send
     threads:int=0, # of torch; 0: one for each core
+    **kw, # further arguments
 )->dict: # what it returns, and `peak`: the most memory of its process, bytes
     "Run a function in a process of its own"
-    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool: return pool.submit(_inside, function, args, threads or os.cpu_count()).result()
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool: return pool.submit(_inside, function, args, kw, threads or os.cpu_count()).result()
 
-def _inside(function, args, threads):
+def _inside(function, args, kw, threads):
     torch.set_num_threads(threads)
-    return function(*args) | dict(peak=resident(peak=True))
+    return function(*args, **kw) | dict(peak=resident(peak=True))
 
-# %% ../nbs/72_bench.training.ipynb #b7164c91
+# %% ../nbs/72_bench.training.ipynb #82a33412
 LORA = dict(r=16, lora_alpha=32, target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'])
 BATCH = 4 # trajectories in an optimiser step
 RATE = 1e-3 # learning rate
@@ -94,9 +94,10 @@ def train_trl(
     "Train with TRL's SFT trainer, one epoch in the order of `train_ours`"
     try: from trl import SFTConfig, SFTTrainer
     except ImportError as e: raise A3TError('trl is missing: run `make setup`, or `pip install --no-deps trl==1.16.0`') from e
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from peft import LoraConfig
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
+    disable_progress_bars()
     ends, start = [], 0.
     class Clock(TrainerCallback):
         def on_step_end(self, *args, **kw): ends.append(time.perf_counter() - start)
@@ -107,24 +108,25 @@ def train_trl(
         args = SFTConfig(**dict(output_dir=d, num_train_epochs=1, learning_rate=RATE, warmup_steps=.03, weight_decay=0., optim='adamw_torch', use_cpu=True,
             per_device_train_batch_size=BATCH, train_sampling_strategy='sequential', logging_steps=1, save_strategy='no', report_to='none', disable_tqdm=True) | settings)
         trainer = SFTTrainer(net, args, train_dataset=data, processing_class=tokenizer, peft_config=LoraConfig(task_type='CAUSAL_LM', **LORA), callbacks=[Clock()])
+        trainer.remove_callback(PrinterCallback)
         start = time.perf_counter()
         trainer.train()
     log = [l for l in trainer.state.log_history if 'loss' in l]
     seen = [int(l['num_tokens']) for l in log]
     return dict(rate=_rate([b-a for a,b in zip([0]+seen, seen)], ends), loss=[float(l['loss']) for l in log])
 
-# %% ../nbs/72_bench.training.ipynb #480a9a68
+# %% ../nbs/72_bench.training.ipynb #ab438ac0
 def trl_settings(
     rows, # of `Row`
 )->dict: # name → arguments of `SFTConfig`
     "Settings of TRL that a user would try"
     fast = dict(gradient_checkpointing=False)
-    return {'defaults':{}, 'no checkpointing':fast, 'no autocast':fast | dict(bf16=False),
+    return {'defaults':{}, 'no checkpointing':fast,
             'one row at a time':fast | dict(per_device_train_batch_size=1, gradient_accumulation_steps=BATCH),
             'padding-free':fast | dict(padding_free=True, max_length=None),
             'packed':fast | dict(packing=True, per_device_train_batch_size=1, max_length=max(BATCH*sum(map(len, rows))//len(rows), *map(len, rows)))}
 
-# %% ../nbs/72_bench.training.ipynb #168887aa
+# %% ../nbs/72_bench.training.ipynb #de1ecae7
 def by_tokens(
     rows, # of `Row`
 )->list: # the same, weighted so that with `normalise='none'` the loss is the mean over tokens
@@ -132,7 +134,7 @@ def by_tokens(
     mean = sum(r.n_loss for r in rows)/len(rows)
     return [replace(r, weight=1/mean) for r in rows]
 
-# %% ../nbs/72_bench.training.ipynb #6450957d
+# %% ../nbs/72_bench.training.ipynb #c79140ea
 def _best(f, seconds=.5):
     "The shortest time of a call"
     f()
@@ -145,7 +147,6 @@ def machine_peak(
     dtype=None, # torch dtype; that of training by default
 )->dict: # `flops` and `bytes`, both a second
     "What the machine does at best with the threads of torch"
-    from a3t.models.local import best_dtype
     dtype = dtype or best_dtype('cpu')
     def product(n):
         a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
@@ -181,7 +182,7 @@ def work(
     peak = machine_peak()
     return dict(tokens=sum(map(len, rows)), flops=flops.get_total_flops(), bytes=moved.total, seconds=seconds, peak_flops=peak['flops'], peak_bytes=peak['bytes'])
 
-# %% ../nbs/72_bench.training.ipynb #c4d4093e
+# %% ../nbs/72_bench.training.ipynb #baaa2523
 def profile(
     rows, # of `Row`, one micro-batch
     model:str='smollm2-135m', # as `load_model` takes it
@@ -195,7 +196,7 @@ def profile(
     own = {e.key:(e.self_cpu_time_total/1e6/seconds, e.count) for e in p.key_averages()}
     return dict(operations=dict(sorted(own.items(), key=lambda kv: -kv[1][0])), python=1 - sum(v for v,_ in own.values()))
 
-# %% ../nbs/72_bench.training.ipynb #3c7dbfb5
+# %% ../nbs/72_bench.training.ipynb #27db2743
 def time_lengths(
     ids, # token ids
     lengths, # tokens of the rows to time

@@ -1,6 +1,6 @@
 "The training benchmark compares like with like"
-import pytest, torch
 from dataclasses import replace
+import pytest, torch
 from a3t.bench_training import Bytes, _rate, apart, by_tokens, resident, train_ours, train_trl, trl_settings
 from a3t.data import make_rows
 from a3t.envs.base import ToyHouse
@@ -30,7 +30,7 @@ def test_rate(): assert _rate([100, 30, 50], [5., 6., 9.]) == 20
 
 def test_bytes():
     x, y = torch.ones(10, 10), torch.ones(10, 10)
-    with Bytes() as b: (x.view(100) + y.view(100)).T
+    with Bytes() as b: (x.view(100) + y.view(100)).view(10, 10)
     assert b.total == 3*400
 
 def _fill(n): return dict(sum=float(torch.ones(n).sum()))
