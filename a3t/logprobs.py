@@ -139,6 +139,7 @@ class TokenLogprobs(Function):
             value.append(chosen - total.log())
             logits.scatter_add_(1, y[:,None], -total[:,None]) # before rounding: W_y and Wᵀp are nearly the same where a token is sure
             slope.append((logits.to(h.dtype) @ weight).div_(-total[:,None]))
+            del logits # before the next ones are made
         ctx.save_for_backward(torch.cat(slope))
         return torch.cat(value)
 

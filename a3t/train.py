@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'PAPER_LATER_EPOCHS', 'rows_loss', 'Batches', 'micro_batches', 'share', 'add_up', 'threads', 'PolicyTrainer',
-           'kept_bytes', 'predict_memory', 'most_tokens', 'read_log', 'StepLog', 'checkpoints', 'average_adapters',
-           'save_adapter', 'lora', 'train', 'unpack_4bit', 'train_together', 'launch', 'divide_weights']
+           'kept_bytes', 'weight_bytes', 'predict_memory', 'most_tokens', 'read_log', 'StepLog', 'checkpoints',
+           'average_adapters', 'save_adapter', 'lora', 'train', 'unpack_4bit', 'train_together', 'launch',
+           'divide_weights']
 
 # %% ../nbs/42_train.ipynb #9833c259
 import contextlib, ctypes, json, math, os, random, re, shlex, shutil, signal, subprocess, sys, tempfile, time, warnings
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-import torch, torch.distributed as dist
+import psutil, torch, torch.distributed as dist
 from .models.local import attention, best_dtype, load_model, quiet
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -162,28 +163,39 @@ def kept_bytes(
     tokens:int, # length of the row
 )->int: # bytes, weights not counted
     "What a forward pass keeps for the backward pass"
-    kept, weights = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept, weights = {}, {p.untyped_storage()._cdata for p in model.parameters()} # not their addresses: without data there are none
     def keep(x):
-        if (s := x.untyped_storage()).data_ptr() not in weights: kept[s.data_ptr()] = s.nbytes()
+        if (s := x.untyped_storage())._cdata not in weights: kept[s._cdata] = s.nbytes()
         return x
     row = Row((0,)*tokens, (False,)+(True,)*(tokens-1), 1., '', True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x): logp, _ = token_logprobs(model, [row]) # the graph keeps the storages alive
     return sum(kept.values())
+
+def weight_bytes(
+    model, # any model
+)->int: # bytes; of 4-bit weights also their scales
+    "What the weights take"
+    states = [getattr(p, 'quant_state', None) for p in model.parameters()]
+    return sum(p.nbytes for p in model.parameters()) + sum(s.absmax.nbytes for s in states if s)
 
 def predict_memory(
     model, # a PEFT model, `lean`, before gradient checkpointing is switched on
     tokens:int, # computed at the same time
     workers:int=1, # micro-batches under way
     checkpointing:bool=False, # gradient checkpointing?
-)->dict: # bytes: `weights`, `learning`, `activations`, and `total`; Python and its libraries come on top
-    "The highest memory of a training"
+)->dict: # bytes: `process`, `weights`, `learning`, `activations`, `logits`, and `total`
+    "The highest memory of a training: of the whole process on a CPU, on a GPU what is allocated there"
     net, config, n = model.get_base_model(), model.get_base_model().config, 128
+    head, cpu, weights = net.get_output_embeddings().weight, net.device.type == 'cpu', weight_bytes(net)
+    process = max(0, psutil.Process().memory_info().rss - weights) if cpu else 0 # before the pass below leaves something behind
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     token, layers = kept_bytes(net.train(), n)/n, config.num_hidden_layers
     if checkpointing: token = token/layers + layers*config.hidden_size*net.dtype.itemsize
-    res = dict(weights=sum(p.numel()*p.element_size() for p in net.parameters()),
+    sorted_head = head.nbytes if cpu and net.dtype == torch.bfloat16 else 0 # oneDNN sorts a matrix of bf16 before it multiplies
+    res = dict(process=process, weights=weights,
                learning=4*learned*(3+workers), # two moments of Adam and the gradient; those of the micro-batches under way
-               activations=int(tokens*token*(1+2/layers) + workers*128*net.get_output_embeddings().weight.shape[0]*8)) # with a layer's backward pass, and some logits
+               activations=int(tokens*token*(1+2/layers)), # with a layer's backward pass
+               logits=workers*(n*head.shape[0]*(4+2*net.dtype.itemsize) + sorted_head)) # of so many tokens: as computed, in fp32, rounded again
     return res | dict(total=sum(res.values()))
 
 def most_tokens(
@@ -399,8 +411,8 @@ def _expected(trainer, workers, checkpointing):
     "What a training will need, in a line"
     tokens = most_tokens(trainer.items, trainer.batches, trainer.micro_tokens, workers)
     need = {k:f'{v/2**30:.1f}' for k,v in predict_memory(trainer.model, tokens, workers, checkpointing).items()}
-    return (f"about {need['total']} GB of memory at most, beside Python itself: weights {need['weights']}, what is learned {need['learning']}, "
-            f"{tokens:,} tokens at a time {need['activations']}")
+    return (f"about {need['total']} GB of memory at most: Python and libraries {need['process']}, weights {need['weights']}, what is learned {need['learning']}, "
+            f"{tokens:,} tokens at a time {need['activations']}, their logits {need['logits']}")
 
 @quiet()
 def _train(model, rows, output, args, average, micro_tokens, workers, several, gradient_checkpointing, progress, seed, batch_size, divide, loss):

@@ -1,4 +1,4 @@
-import math, os, signal, subprocess, sys, time
+import json, math, os, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
@@ -287,10 +287,37 @@ def test_memory_is_predicted(folder, dtype):
     with lean(m.train()), quiet():
         long, plan = kept_bytes(model, 700), predict_memory(m, 700)
         assert abs(long/(700*kept_bytes(model, 128)/128) - 1) < .03 and long < plan['activations']
-        assert predict_memory(m, 700, checkpointing=True)['total'] < plan['total'] < predict_memory(m, 1400, 2)['total']
+        assert predict_memory(m, 700, checkpointing=True)['activations'] < plan['activations'] < predict_memory(m, 1400, 2)['activations']
     m.unload()
-    assert plan['total'] == plan['weights'] + plan['learning'] + plan['activations']
+    assert plan['total'] == sum(v for k,v in plan.items() if k != 'total')
     assert plan['weights'] == sum(p.numel() for p in model.parameters())*dtype.itemsize + plan['learning']//4 # LoRA's own are fp32
+
+PEAK = '''
+import json, random, sys, tempfile, torch
+import a3t.train as T
+from a3t.bench_training import LORA, resident
+from a3t.data import Row
+from a3t.models.local import load_model
+tokens, threads, checkpointing = map(int, sys.argv[1:])
+torch.set_num_threads(threads)
+plans, predict, rng = [], T.predict_memory, random.Random(0)
+T.predict_memory = lambda *a: plans.append(predict(*a)) or plans[-1]
+row = lambda: Row(tuple(rng.randrange(1000, 40000) for _ in range(tokens)), (False,)*20+tuple(rng.random() < .5 for _ in range(tokens-20)), 1., 't', True)
+model, tok = load_model()
+with tempfile.TemporaryDirectory() as d:
+    T.train(model, tok, [row() for _ in range(2*threads)], d, epochs=1, batch_size=threads, target_modules=LORA['target_modules'], gradient_checkpointing=bool(checkpointing), progress='x')
+print(json.dumps(dict(plan=plans[0], peak=resident(peak=True))))
+'''
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='the peak is read where Linux tells it')
+@pytest.mark.parametrize('tokens,threads,checkpointing', [(512, 1, 0), (512, 2, 0), (1024, 2, 0), (512, 2, 1)])
+def test_the_peak_is_as_predicted(tokens, threads, checkpointing):
+    "SmolLM2, a process each: within a quarter of the highest resident memory"
+    env = dict(os.environ, PYTHONPATH=str(Path(__file__).parent.parent))
+    out = subprocess.run([sys.executable, '-c', PEAK, *map(str, (tokens, threads, checkpointing))], env=env, capture_output=True, text=True, check=True).stdout
+    r = json.loads(out.splitlines()[-1])
+    assert .75 < r['plan']['total']/r['peak'] < 1.25, r
 
 def test_most_tokens(rows):
     items = [(r, None) for r in rows]
