@@ -11,6 +11,7 @@ import math
 from collections import Counter
 import pandas as pd
 from .alarms import falls
+from .core import A3TError
 
 # %% ../nbs/53_stability.ipynb #516a332b
 def distinct_n(
@@ -39,7 +40,7 @@ def what_it_did(
 def reachable(
     env, # an environment that can `save`, `restore` and name its state by `key`
     task:str, # task id
-    depth:int=2, # actions from the start
+    depth:int=3, # actions from the start
 )->set: # of keys
     "The states that some actions can reach"
     _, info = env.reset(options={'task':task})
@@ -80,7 +81,7 @@ def coverage(
     try:
         for t in chosen:
             if t not in known: known[t] = reachable(env, t)
-    except NotImplementedError: return None
+    except (NotImplementedError, A3TError): return None # it cannot save states, or has other tasks
     seen = {t:set() for t in chosen}
     for t in trajectories:
         if t.task in seen: seen[t.task] |= states_of(env, t) & known[t.task]

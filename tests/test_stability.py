@@ -1,5 +1,4 @@
 "What is new in each round, and the rule that says when to stop"
-import math, random
 from dataclasses import replace
 import pytest
 from a3t.core import Step, Trajectory, read_json
@@ -39,15 +38,18 @@ def test_coverage():
     one = play(env, task, ['go to desk'])
     known = {}
     assert coverage(env, [one], known) == 2/len(reachable(env, task)) == coverage(env, [one, one], known) and list(known) == [task]
-    everything = [play(env, task, way) for way in ([a, b] for a in ('go to desk', 'go to shelf', 'go to drawer', 'go to table') for b in _after(env, task, a))]
+    ways = [()]
+    for _ in range(3): ways = [(*way, a) for way in ways for a in _after(env, task, way)]
+    everything = [play(env, task, way) for way in ways]
     assert coverage(env, everything, known) == 1.
     assert coverage(env, [], known) is None
     class NoSaves(ToyHouse): save = TextEnv.save
     assert coverage(NoSaves(), [one], {}) is None
 
-def _after(env, task, a):
-    env.reset(options={'task':task})
-    return env.step(a)[-1]['admissible_actions']
+def _after(env, task, way):
+    _, info = env.reset(options={'task':task})
+    for a in way: *_, info = env.step(a)
+    return info['admissible_actions']
 
 def test_records():
     a, b, c = traj('a', 'go'), traj('b', 'go'), traj('c', 'look', won=False)
