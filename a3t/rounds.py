@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'OUTPUTS', 'ONCE', 'REFUSED', 'run_folder', 'open_run', 'plan', 'stage_folder', 'stage_name', 'needs',
            'notebook_path', 'notebook_hash', 'read_manifest', 'stage_state', 'set_aside', 'lock', 'unlock',
-           'write_progress', 'watch_bars', 'Stage', 'open_stage', 'follow_executor', 'check_parameters', 'StageError',
-           'execute', 'progress_line', 'Watch', 'run_stage', 'run_needed', 'run_all']
+           'write_progress', 'watch_bars', 'Stage', 'environment_spec', 'open_stage', 'follow_executor',
+           'check_parameters', 'StageError', 'execute', 'progress_line', 'Watch', 'run_stage', 'run_needed', 'run_all']
 
 # %% ../nbs/60_rounds.ipynb #91332e07
 import fcntl, json, os, platform, re, select, shutil, signal, subprocess, sys, threading, time
@@ -18,6 +18,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from tqdm import tqdm
 import a3t
+from .alarms import collect_alarms, error_alarms, stage_alarms
 from .core import A3TError, content_hash, data_folder, file_hash, load_settings, project_root, read_json, seed_for, write_json
 from .envs.base import Panel, environment_module, load_environment
 
@@ -171,7 +172,7 @@ def set_aside(
     n = max((int(p.name) for p in old.glob('*') if p.name.isdigit()), default=0) + 1
     to = old/str(n)/folder.relative_to(run)
     to.mkdir(parents=True)
-    for f in (f'{name}.done.json', f'{name}.start.json', f'{name}.work', *OUTPUTS[name]):
+    for f in (f'{name}.done.json', f'{name}.start.json', f'{name}.alarms.json', f'{name}.work', *OUTPUTS[name]):
         if (folder/f).exists(): os.rename(folder/f, to/f)
     return to
 
@@ -290,13 +291,13 @@ def seed(self:Stage,
     return seed_for(self.settings['seed'], self.name, self.round, *parts)
 
 # %% ../nbs/60_rounds.ipynb #7aecc2a2
-@patch
-def environment_spec(self:Stage,
+def environment_spec(
+    settings:dict, # of a run
     engine:str='engine', # the setting that names the engine: 'engine', or 'explore_engine'
     **more, # what differs from the settings, e.g. another `max_steps`
 )->tuple: # name and keyword arguments for `load_environment`
-    "The environment that the settings name, and what its `load` takes of them"
-    name, settings = self.settings['environment'], {**self.settings, 'engine':self.settings[engine], **more}
+    "The environment that settings name, and what its `load` takes of them"
+    name, settings = settings['environment'], {**settings, 'engine':settings[engine], **more}
     return name, {k:settings[k] for k in signature(environment_module(name).load).parameters if k in settings}
 
 @patch
@@ -305,7 +306,7 @@ def environment(self:Stage,
     **more, # what differs from the settings, e.g. another `max_steps`
 ): # a `TextEnv`
     "The environment that the settings name"
-    name, kwargs = self.environment_spec(engine, **more)
+    name, kwargs = environment_spec(self.settings, engine, **more)
     return load_environment(name, **kwargs)
 
 # %% ../nbs/60_rounds.ipynb #b839ba91
@@ -332,8 +333,11 @@ def done(self:Stage,
     "The stage is complete: write its manifest, then drop the work folder; a result that is missing is an `A3TError`"
     missing = [n for n in OUTPUTS[self.name] if not (self.folder/n).exists()]
     if missing: raise A3TError(f"{stage_name(self.name, self.round)} did not write {', '.join(missing)}")
-    m = dict(stage=self.name, round=self.round, **self.begun, outputs=_hashes(self.folder, OUTPUTS[self.name]), facts=facts, seconds=round(self.seconds, 1))
+    alarms = stage_alarms(self.name, self.folder, facts)
+    m = dict(stage=self.name, round=self.round, **self.begun, outputs=_hashes(self.folder, OUTPUTS[self.name]), facts=facts, alarms=alarms, seconds=round(self.seconds, 1))
     write_json(self.folder/f'{self.name}.done.json', m)
+    if alarms: write_progress('warning:', 0, 0, ', '.join(a['name'] for a in alarms))
+    for a in alarms: print(f"warning: {a['name']}: {a['text']}")
     shutil.rmtree(self.work, ignore_errors=True)
     unlock(self.folder/f'.{self.name}.lock')
     return m
@@ -362,6 +366,7 @@ def open_stage(
     write_json(start, begun)
     _stage = Stage(run, name, round, settings, begun, before, time.monotonic())
     _stage.work.mkdir(parents=True, exist_ok=True)
+    (folder/f'{name}.alarms.json').unlink(missing_ok=True)
     watch_bars()
     write_progress('starting', 0, 0)
     return _stage
@@ -506,6 +511,8 @@ class Watch:
         self.thread.join()
         if sys.stdout.isatty(): print('\r\x1b[2K', end='')
         print(f"{stage_name(self.name, self.round)} · {'stopped after' if kind else 'done in'} {_clock(time.monotonic() - self.t0)}", flush=True)
+        if not kind:
+            for a in collect_alarms(stage_folder(self.run, self.name, self.round), [self.name]): print(f"  warning: {a['name']}: {a['text']}", flush=True)
 
 # %% ../nbs/60_rounds.ipynb #1f5fd8da
 def run_stage(
@@ -516,7 +523,11 @@ def run_stage(
     "Execute the notebook of one stage into the run's folder"
     to = stage_folder(run, name, round)/f'{name}.ipynb'
     parameters = dict(run=str(run)) if name in ONCE else dict(run=str(run), round=round)
-    with Watch(run, name, round): execute(notebook_path(name), to, parameters, stage_name(name, round))
+    try:
+        with Watch(run, name, round): execute(notebook_path(name), to, parameters, stage_name(name, round))
+    except A3TError as e:
+        if found := error_alarms(str(e)): write_json(to.parent/f'{name}.alarms.json', found)
+        raise
     if name != 'report' and not read_manifest(run, name, round):
         raise A3TError(f'{notebook_path(name).name} ended without stage.done(): its last cell must call it')
 

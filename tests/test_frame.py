@@ -51,6 +51,46 @@ def test_presets_are_listed(project):
     p = project.a3t('presets')
     assert p.returncode == 0 and [l.split()[0] for l in p.stdout.strip().split('\n')] == ['smoke', 'cpu', 'cpu-alfworld', 'paper-alfworld', 'webshop-cpu', 'paper-webshop']
 
+# -- the score of an adapter
+
+@pytest.fixture(scope='module')
+def adapter(tmp_path_factory):
+    "A project with an adapter of random weights for the tiny model"
+    from peft import get_peft_model_state_dict
+    from a3t.models.local import load_model
+    from a3t.train import lora, save_adapter
+    project = Project(tmp_path_factory.mktemp('adapter'))
+    net = lora(load_model('tiny')[0])
+    save_adapter(get_peft_model_state_dict(net), net.peft_config['default'], project.path/'adapter', 'tiny')
+    (project.path/'empty').mkdir()
+    (project.path/'half').mkdir()
+    (project.path/'half'/'adapter_config.json').write_text('{}')
+    save_adapter(get_peft_model_state_dict(net), net.peft_config['default'], project.path/'nameless')
+    return project
+
+@pytest.mark.parametrize('args,contains', [
+    (('--adapter', 'nowhere'), 'nowhere is no adapter, it has no adapter_config.json'),
+    (('--adapter', 'empty'), 'it has no adapter_config.json'),
+    (('--adapter', 'half'), 'it has no adapter_model.safetensors'),
+    (('--adapter', 'nameless', '--preset', 'smoke'), 'does not say which model it belongs to: give --model'),
+    (('--adapter', 'adapter', '--preset', 'smoke', '--model', 'smollm2-135m'), 'does not fit the model smollm2-135m'),
+    (('--adapter', 'adapter', '--preset', 'smoke', '--model', './nowhere'), "no model './nowhere'"),
+    (('--adapter', 'adapter', '--games', 'nowhere.jsonl.xz'), 'no AlfWorld games at nowhere.jsonl.xz'),
+    (('--adapter', 'adapter', '--preset', 'smoke', '--games', 'x'), 'the environment base has no games to choose'),
+    (('--adapter', 'adapter', '--preset', 'smoke', '--splits', 'unsean'), "no split 'unsean'"),
+    (('--adapter', 'adapter', '--preset', 'smok'), 'choose one of smoke'),
+    (('--adapter', 'adapter', '--preset', 'smoke', '--set', 'sead=1'), 'unknown setting sead')])
+def test_what_cannot_be_evaluated(adapter, args, contains): one_line_error(adapter.a3t('evaluate', *args), contains)
+
+def test_a_score_is_the_same_again(adapter):
+    run = lambda name, *more: adapter.a3t('evaluate', '--adapter', 'adapter', '--preset', 'smoke', '--set', 'eval_tasks=3', '--json', name, *more)
+    p, q = run('a.json', '--splits', 'seen', 'unseen'), run('b.json', '--splits', 'seen', 'unseen')
+    a, b = (read_json(adapter.path/f'{n}.json') for n in 'ab')
+    assert p.returncode == q.returncode == 0 and a == b and {'n', 'successes', 'rate', 'ci95', 'by_type', 'panel', 'seed', 'engine'} <= set(a)
+    assert a['n'] == 6 and list(a['splits']) == ['seen', 'unseen'] and a['splits']['seen']['n'] == 3 and a['model'] == 'tiny'
+    assert 'panel ' + a['panel'] in p.stdout and 'seed 0' in p.stdout
+    one_line_error(run('a.json'), 'another evaluation: delete it, or choose another --json')
+
 # -- whole runs
 
 @pytest.fixture(scope='module')
@@ -156,3 +196,13 @@ def test_the_lock_is_plain_and_names_every_dependency():
     project = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']
     wanted = {re.match(r'[\w-]+', d)[0] for d in project['dependencies'] + project['optional-dependencies']['dev']}
     assert wanted <= locked and not any(n.startswith('nvidia') for n in locked)
+
+def test_an_adapter_gives_the_score_of_its_round(whole):
+    from a3t.accumulate import read
+    project, _ = whole
+    folder = stage_folder(project.run('smoke'), 'evaluate', 1)
+    p = project.a3t('evaluate', '--adapter', str(folder/'adapter'), '--preset', 'smoke', '--json', 'score.json')
+    assert p.returncode == 0, p.stderr
+    assert read_json(project.path/'score.json')['splits'] == read_json(folder/'scores.json')
+    played = lambda store: {t.task:[(s.reason, s.action, s.observation) for s in t.steps] for t in read(store)}
+    assert played(project.path/'score.episodes'/'unseen') == played(folder/'episodes'/'unseen')

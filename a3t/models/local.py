@@ -118,7 +118,8 @@ def load_model(
         from peft import PeftModel
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', FutureWarning) # of transformers, about names that peft uses
-            model = PeftModel.from_pretrained(model, str(adapter))
+            try: model = PeftModel.from_pretrained(model, str(adapter))
+            except (ValueError, RuntimeError, KeyError) as e: raise A3TError(f'the adapter in {adapter} does not fit the model {name}: {str(e).splitlines()[-1].strip()[:150]}') from e
             model = model.base_model.model if quantize == 'nf4' else model.merge_and_unload()
     return model.eval(), tokenizer
 
