@@ -11,7 +11,7 @@ import json, math, re
 from collections import Counter
 from pathlib import Path
 from .accumulate import read
-from .agents import NUMBERED
+from .envs.base import NUMBERED
 from .core import A3TError, read_json
 from .evaluate import wilson
 

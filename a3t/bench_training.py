@@ -36,7 +36,7 @@ def bench_set(
 )->list: # of `Trajectory`: all successes, then one failure of each task
     "K successes and one failure of each task, as rounds accumulate them"
     env = AlfSim(games, 30)
-    actre = ActRe(lm, env.exemplar, grounded=env.instruction, temperature=.7, max_tokens=40)
+    actre = ActRe(lm, env.exemplar, grounded=env, temperature=.7, max_tokens=40)
     found = (first_successes(env, t, variants=3*successes, max_steps=30, seed=seed)[:successes] for t in env.tasks('train'))
     found = list(itertools.islice((ts for ts in found if len(ts) == successes), tasks))
     async def lost(task):
