@@ -6,15 +6,15 @@
 __all__ = ['GET', 'SIMPLE', 'EASY', 'SPLITS', 'OFFERED', 'REFUSED', 'EXEMPLAR_TASK', 'EXEMPLAR_STEPS', 'simulator', 'task_names',
            'variations', 'places_in', 'move_parts', 'ScienceWorld', 'load', 'check_data']
 
-# %% ../../nbs/19_envs.scienceworld.ipynb #935a47cd
-import json, os, re, shutil
+# %% ../../nbs/19_envs.scienceworld.ipynb #f83bb87a
+import json, os, re, shutil, tempfile
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from fastcore.basics import patch
 from ..core import A3TError, Step, Trajectory, content_hash
 from .base import Check, TextEnv, play
 
-# %% ../../nbs/19_envs.scienceworld.ipynb #afd26ed9
+# %% ../../nbs/19_envs.scienceworld.ipynb #9e3c3d16
 GET = dict(java="install Java 8 or newer, e.g. apt-get install default-jre-headless", package="pip install 'a3t[scienceworld]'")
 
 @lru_cache(1)
@@ -25,7 +25,7 @@ def _machine(process):
         from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
         from scienceworld.constants import JAR_PATH
     except ImportError as e: raise A3TError(f"the package {e.name} is missing: {GET['package']}") from e
-    try: port = launch_gateway(classpath=JAR_PATH, die_on_exit=True)
+    try: port = launch_gateway(classpath=JAR_PATH, die_on_exit=True, cwd=tempfile.gettempdir(), javaopts=['-XX:+UnlockExperimentalVMOptions', '-XX:hashCode=2'])
     except Exception as e: raise A3TError(f"Java does not start ScienceWorld ({type(e).__name__}: {e}): {GET['java']}") from e
     return JavaGateway(gateway_parameters=GatewayParameters(auto_field=True, port=port)).jvm
 
@@ -34,7 +34,7 @@ def simulator(
     "A new simulator; raises `A3TError` where Java or the package is missing"
     return _machine(os.getpid()).scienceworld.runtime.pythonapi.PythonInterface()
 
-# %% ../../nbs/19_envs.scienceworld.ipynb #bc50b7d6
+# %% ../../nbs/19_envs.scienceworld.ipynb #d5ab4afe
 SIMPLE = 'easy'
 EASY = ('find-non-living-thing', 'lifespan-longest-lived', 'lifespan-shortest-lived')
 SPLITS = ('train', 'dev', 'test')
@@ -53,7 +53,7 @@ def variations(
     server.load(name, 0, '', False)
     return dict(train=list(server.getVariationsTrain()), dev=list(server.getVariationsDev()), test=list(server.getVariationsTest()))
 
-# %% ../../nbs/19_envs.scienceworld.ipynb #30effe7d
+# %% ../../nbs/19_envs.scienceworld.ipynb #7c7cb84c
 OFFERED = ('focus on ', 'teleport to ', 'pick up ', 'open ', 'look around', 'wait1') # how the offered commands begin, besides moves to places of the task
 REFUSED = ('No known action', 'Unknown action', 'Ambiguous request')
 
@@ -134,7 +134,7 @@ class ScienceWorld(TextEnv):
         known = {a['action'] for a in json.loads(self.server.getValidActionObjectCombinationsJSON())['validActions']}
         return sorted(a for a in known if a.startswith(OFFERED) or (move_parts(a) or ('', ''))[1] in places)
 
-# %% ../../nbs/19_envs.scienceworld.ipynb #b744cc46
+# %% ../../nbs/19_envs.scienceworld.ipynb #3aee4c99
 @patch
 def save(self:ScienceWorld): return self.task, self.n, self.actions
 
@@ -150,7 +150,7 @@ def key(self:ScienceWorld):
     seen = (self.server.freeActionLook(), self.server.freeActionInventory()) if not self.over else ()
     return self.task, *(' '.join(s.split()) for s in seen), round(self.score, 6)
 
-# %% ../../nbs/19_envs.scienceworld.ipynb #ef1b32a2
+# %% ../../nbs/19_envs.scienceworld.ipynb #aa64a167
 @patch
 def things(self:ScienceWorld, action):
     x = (move_parts(action) or (re.sub(r'^(?:teleport to|focus on|pick up|look in|look at|go to|open|close|activate|deactivate|read|eat) ', '', action),))[0]
@@ -173,7 +173,7 @@ def verb(self:ScienceWorld, action, goal=''):
     if action.startswith('teleport to '): return 'asked' if self.things(action)[0] in places_in(goal) else 'go'
     return next((v for v in ('focus', 'pick', 'open') if action.startswith(v)), 'other')
 
-# %% ../../nbs/19_envs.scienceworld.ipynb #7edc7cef
+# %% ../../nbs/19_envs.scienceworld.ipynb #2f1536d4
 EXEMPLAR_TASK = 'dev/find-non-living-thing/155'
 EXEMPLAR_STEPS = (
     ('I have not tried this yet.', 'look around'),
@@ -184,7 +184,7 @@ EXEMPLAR_STEPS = (
     ('The chair may be what the task asks for, so I focus on it.', 'focus on chair'),
     ('The task says where it goes, so I move the chair there.', 'move chair to purple box'))
 
-# %% ../../nbs/19_envs.scienceworld.ipynb #01a7f274
+# %% ../../nbs/19_envs.scienceworld.ipynb #48dc5f82
 @lru_cache(1)
 def _exemplar():
     played = play(ScienceWorld(EASY), EXEMPLAR_TASK, [a for _,a in EXEMPLAR_STEPS])
@@ -193,7 +193,7 @@ def _exemplar():
 
 ScienceWorld.exemplar = property(lambda self: _exemplar())
 
-# %% ../../nbs/19_envs.scienceworld.ipynb #3ee7d4a9
+# %% ../../nbs/19_envs.scienceworld.ipynb #047bd5a5
 def load(
     games='easy', # 'easy', 'all', or a list of ScienceWorld's names of tasks
     max_steps:int=20, # the episode ends after so many steps
