@@ -87,35 +87,36 @@ def test_share(folder, world):
     assert len({len(mine) + (spare is not None) for mine,spare in shares}) == 1
     assert all(mine for mine,_ in shares[:2])
 
-def test_lost_worker(tmp_path):
+@pytest.fixture(scope='module')
+def two_workers():
+    ray = cluster('local', num_cpus=2)
+    yield ray
+    ray.shutdown()
+
+def test_lost_worker(two_workers, tmp_path):
     "One of two workers is killed in mid-run: the same trajectories, none missing, none twice"
     def episodes(wave):
-        (tmp_path/str(os.getpid())).write_text(str(wave))
+        with open(tmp_path/'begun', 'a') as f: f.write(f'{os.getpid()} {wave[0]}\n')
         time.sleep(1)
         return rollout(ToyHouse, wave, Sampler(), seed=1)
     parts = list(chunked(ToyHouse().tasks('train')[:12], 2))
     here = [t for _,made in waves(lambda wave: rollout(ToyHouse, wave, Sampler(), seed=1), parts) for t in made]
-    ray, killed, done = cluster('local', num_cpus=2), [], []
-    try:
-        for wave, made in waves(episodes, parts, 'local'):
-            done.append(wave)
-            append(tmp_path/'store', made)
-            if len(done) == 2:
-                busy = [p for p in tmp_path.iterdir() if p.name.isdigit() and p.read_text() not in map(str, done)]
-                killed.append(int(busy[0].name))
-                os.kill(killed[0], signal.SIGKILL)
-    finally: ray.shutdown()
-    workers = {int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()}
-    assert killed and len(workers) > 2 and done == parts # another worker took its place
+    def begun(): return [l.split(' ', 1) for l in (tmp_path/'begun').read_text().splitlines()]
+    done = []
+    for wave, made in waves(episodes, parts, 'local'):
+        done.append(wave)
+        append(tmp_path/'store', made)
+        if len(done) == 2: # the wave that began last is under way
+            pid, lost = begun()[-1]
+            os.kill(int(pid), signal.SIGKILL)
+    assert done == parts and len(begun()) == len(parts) + 1 and [t for _,t in begun()].count(lost) == 2 # it was played again
     store = read(tmp_path/'store')
     assert store == here and len({trajectory_id(t) for t in store}) == len(here)
 
-def test_errors_of_workers(tmp_path):
-    ray = cluster('local', num_cpus=1)
+def test_errors_of_workers(two_workers):
     def broken(wave): raise A3TError(f'{wave} is missing: put it back')
-    try:
-        with pytest.raises(A3TError, match='^game 1 is missing: put it back$'): list(waves(broken, ['game 1', 'game 2'], 'local'))
-        def ends(wave): os.kill(os.getpid(), signal.SIGKILL)
-        with pytest.raises(A3TError, match='gave a wave up'): list(waves(ends, ['game 1'], 'local', dict(max_retries=1)))
-    finally: ray.shutdown()
+    with pytest.raises(A3TError, match='^game 1 is missing: put it back$'): list(waves(broken, ['game 1', 'game 2'], 'local'))
+    def ends(wave): os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(A3TError, match='gave a wave up'): list(waves(ends, ['game 1'], 'local', dict(max_retries=1)))
+    two_workers.shutdown()
     with pytest.raises(A3TError, match='no Ray cluster'): cluster('127.0.0.1:1')
