@@ -218,7 +218,7 @@ def says(
     x:str, # an option, lower case
 )->bool: # word for word?
     "Does an option stand in a text?"
-    return bool(re.search(rf'(?<![\w.]){re.escape(x)}(?!\w|\.\d)', text.lower()))
+    return bool(x and re.search(rf'(?<![\w.]){re.escape(x)}(?!\w|\.\d)', text.lower()))
 
 @lru_cache(2**16)
 def _verb(shop, action, goal):
