@@ -434,7 +434,7 @@ def form(self:Cooking, action, goal=''):
 def verb(self:Cooking, action, goal=''):
     verb, names = action.split(' ', 1)[0], things_in(action)
     if _PROCESS.fullmatch(action): return 'follow' if f' {names[0]}' in goal else 'other'
-    if verb == 'take': return 'take' if names[0] in foods_of(goal) else 'take knife' if names == ['knife'] and any(f' {c} the ' in goal for c in CUT.values()) else 'other'
+    if verb == 'take': return 'take' if names[:1] and names[0] in foods_of(goal) else 'take knife' if names == ['knife'] and any(f' {c} the ' in goal for c in CUT.values()) else 'other'
     if verb == 'open': return 'open door' if names[0].endswith('door') else 'open'
     return verb if verb in ('go', 'prepare') or action == 'eat meal' else 'other'
 
