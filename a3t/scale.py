@@ -21,9 +21,13 @@ def cluster(
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     try: import ray
     except ImportError as e: raise A3TError('Ray is not installed: run `pip install "a3t[ray]"`, or leave the setting ray empty') from e
-    if not ray.is_initialized():
-        try: ray.init(address, log_to_driver=False, include_dashboard=False if address == 'local' else None, **kwargs)
+    for more in (2, 1, 0):
+        if ray.is_initialized(): return ray
+        try: ray.init(address, log_to_driver=False, logging_level='ERROR', include_dashboard=False if address == 'local' else None, **kwargs)
         except ConnectionError as e: raise A3TError(f'there is no Ray cluster at {address}: start one with `ray start --head`, or use ray = local ({e})') from e
+        except Exception as e: # Ray gives its own processes 30 seconds to start, which a busy machine may exceed
+            ray.shutdown()
+            if not more or 'timed out' not in str(e): raise
     return ray
 
 # %% ../nbs/65_scale.ipynb #f554dc0b
@@ -54,7 +58,7 @@ def waves(
             except ray.exceptions.RayError as e: raise A3TError(f'Ray gave a wave up, after several workers were lost; fewer slots need less memory ({str(e).splitlines()[0]})') from e
             yield p, made
     finally:
-        for ref in refs: ray.cancel(ref, force=True)
+        for ref in ray.wait(refs, num_returns=len(refs), timeout=0)[1]: ray.cancel(ref) # by force, Ray itself can crash: a wave may end at this moment
 
 # %% ../nbs/65_scale.ipynb #5bc669a8
 @lru_cache(maxsize=4)
