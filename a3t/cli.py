@@ -94,7 +94,7 @@ def adapter_model(
 def _claim(store, what):
     "Make sure that a store of episodes belongs to this very evaluation"
     path = store/'evaluation.json'
-    if path.exists() and read_json(path) != what: raise A3TError(f'{store} holds the episodes of another evaluation: delete it, or choose another --json')
+    if path.exists() and read_json(path) != what and any(store.glob('*/*')): raise A3TError(f'{store} holds the episodes of another evaluation: delete it, or choose another --json')
     write_json(path, what)
 
 # %% ../nbs/62_cli.ipynb #9f71752e
@@ -128,9 +128,9 @@ def evaluate(
     env = load_environment(*(spec := environment_spec(S))[:1], **spec[1])
     panels = {split:env.panel(split, S['eval_tasks'], S['seed']) for split in S['eval_splits']}
     if empty := [s for s, p in panels.items() if not p]: raise A3TError(f"there are no games in the split {empty[0]}: choose --splits from {', '.join(s for s in env.splits if env.tasks(s)) or 'another file'}")
-    file = Path(json or data_folder()/'evaluations'/f'{file_hash(adapter)[:16]}.json')
-    store = file.with_suffix('.episodes')
     what = dict(adapter=file_hash(adapter)[:16], panels={s:p.hash for s,p in panels.items()}, settings=S)
+    file = Path(json or data_folder()/'evaluations'/f'{content_hash(what)[:16]}.json')
+    store = file.with_suffix('.episodes')
     _claim(store, what)
     score = play_panels(env, panels, S, adapter, store)
     write_json(file, score | dict(preset=preset, **what))

@@ -6,7 +6,7 @@
 __all__ = ['cluster', 'waves', 'LoadedThere']
 
 # %% ../nbs/65_scale.ipynb #102343ff
-import os
+import os, socket
 from functools import lru_cache
 from tqdm import tqdm
 from .core import A3TError, project_root
@@ -21,13 +21,16 @@ def cluster(
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     try: import ray
     except ImportError as e: raise A3TError('Ray is not installed: run `pip install "a3t[ray]"`, or leave the setting ray empty') from e
+    host, _, port = address.rpartition(':')
     for more in (2, 1, 0):
         if ray.is_initialized(): return ray
-        try: ray.init(address, log_to_driver=False, logging_level='ERROR', include_dashboard=False if address == 'local' else None, **kwargs)
-        except ConnectionError as e: raise A3TError(f'there is no Ray cluster at {address}: start one with `ray start --head`, or use ray = local ({e})') from e
+        try:
+            if host: socket.create_connection((host, int(port)), 10).close() # Ray itself would try for minutes
+            ray.init(address, log_to_driver=False, logging_level='ERROR', include_dashboard=False if address == 'local' else None, **kwargs)
+        except (OSError, ValueError) as e: raise A3TError(f'there is no Ray cluster at {address}: start one with `ray start --head`, or use ray = local ({e})') from e
         except Exception as e: # Ray gives its own processes 30 seconds to start, which a busy machine may exceed
             ray.shutdown()
-            if not more or 'timed out' not in str(e): raise
+            if not more or address != 'local' or 'timed out' not in str(e): raise
     return ray
 
 # %% ../nbs/65_scale.ipynb #f554dc0b

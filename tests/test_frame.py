@@ -12,7 +12,7 @@ QUICK = ('rounds=1', 'train_tasks=3', 'eval_tasks=3', 'explore_budget=20')
 # -- bad input
 
 @pytest.mark.parametrize('args,contains', [
-    (('run', 'smok'), 'choose one of smoke, cpu, cpu-alfworld, paper-alfworld'),
+    (('run', 'smok'), 'choose one of smoke, cpu, cpu-cooking'),
     (('run', 'smoke', '--set', 'sead=1'), 'unknown setting sead: [DEFAULT]'),
     (('run', 'smoke', '--set', 'rounds=many'), 'rounds'),
     (('run', 'smoke', '--set', 'rounds'), 'write it as key=value'),
@@ -49,7 +49,7 @@ def test_a_broken_settings_file(project):
 
 def test_presets_are_listed(project):
     p = project.a3t('presets')
-    assert p.returncode == 0 and [l.split()[0] for l in p.stdout.strip().split('\n')] == ['smoke', 'cpu', 'cpu-alfworld', 'paper-alfworld', 'webshop-cpu', 'paper-webshop']
+    assert p.returncode == 0 and [l.split()[0] for l in p.stdout.strip().split('\n')] == ['smoke', 'cpu', 'cpu-cooking', 'cpu-scienceworld', 'cpu-alfworld', 'paper-alfworld', 'webshop-cpu', 'paper-webshop']
 
 # -- the score of an adapter
 
