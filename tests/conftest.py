@@ -26,6 +26,12 @@ class Project:
 
     def run(self, name): return self.path/'data'/'runs'/name
 
+LONGEST = ('test_frame.py', 'test_webshop.py', 'test_scale.py', 'test_models.py') # minutes each
+
+def pytest_collection_modifyitems(items):
+    "The longest files first, so that two processes end together"
+    items.sort(key=lambda i: LONGEST.index(i.path.name) if i.path.name in LONGEST else len(LONGEST))
+
 @pytest.fixture
 def project(tmp_path): return Project(tmp_path)
 

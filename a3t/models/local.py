@@ -340,12 +340,18 @@ def forward(
 # %% ../../nbs/21_models.local.ipynb #333ce002
 def sorted_weights(
     model, # a transformers model
-)->list: # of (linear layer, function that does its work); empty unless it is bf16 on a CPU that computes in it
-    "The weights of all linear layers, sorted once"
+    adapter:str='', # name of a LoRA adapter in it, which is added to the weights
+)->list: # of (layer, function that does its work); empty unless it is bf16 on a CPU that computes in it
+    "The weights of all linear layers, sorted once; a layer with the adapter becomes one product"
     if model.device.type != 'cpu' or model.dtype != torch.bfloat16 or not native_bf16(): return []
+    from peft.tuners.lora import Linear as LoraLinear
     def work(weight, bias, x): return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
+    def function(weight, bias): return partial(work, torch.ops.mkldnn._reorder_linear_weight(weight, 64), bias)
     with torch.inference_mode():
-        return [(l, partial(work, torch.ops.mkldnn._reorder_linear_weight(l.weight.detach(), 64), l.bias)) for l in model.modules() if type(l) is torch.nn.Linear]
+        one = [m for m in model.modules() if isinstance(m, LoraLinear) and adapter in m.lora_A and not m.use_dora.get(adapter)]
+        inside = {x for m in one for x in m.modules()}
+        return [(l, function(l.weight.detach(), l.bias)) for l in model.modules() if type(l) is torch.nn.Linear and l not in inside] + \
+               [(m, function((m.weight.float() + m.get_delta_weight(adapter).float()).to(model.dtype), m.bias)) for m in one]
 
 @contextlib.contextmanager
 def lent(
@@ -507,7 +513,7 @@ class Engine:
         chunk:int, # most prompt tokens in one forward pass
     ):
         self.model, self.tokenizer, self.context, self.chunk = model.eval(), tokenizer, context, chunk
-        self.cache, self.slots, self.adapters, self.sorted = SlotCache(model, slots), Slots(slots), {}, sorted_weights(model)
+        self.cache, self.slots, self.adapters, self.sorted = SlotCache(model, slots), Slots(slots), {}, {'':sorted_weights(model)}
         self.waiting, self.loop, self.driver, self.filed, self.active = [], None, None, 0, ''
         self.stats = dict(requests=0, prompt_tokens=0, prefilled=0, decoded=0, passes=0, seconds=0.)
         ends = model.generation_config.eos_token_id
@@ -586,7 +592,7 @@ def forward_pass(self:Engine,
         if part is None: continue
         if not r.generated: room -= len(part.tokens)
         parts.append(part), read.append(r)
-    with lent(self.sorted): logits = forward(self.model, self.cache, parts, self.slots.shared([p.slot for p in parts if len(p.tokens) == 1]))
+    with lent(self.sorted[requests[0].adapter]): logits = forward(self.model, self.cache, parts, self.slots.shared([p.slot for p in parts if len(p.tokens) == 1]))
     self.stats['passes'] += 1
     self.stats['prefilled'] += self.chunk - room
     self.advance(read, parts, logits)
@@ -686,7 +692,7 @@ def load_adapter(self:Engine,
     if res.unexpected_keys: raise A3TError(f'the adapter in {path} does not fit this model: {res.unexpected_keys[0]} is not in it')
     for n,p in self.model.named_parameters():
         if f'.{name}.' in n: p.data, p.requires_grad = p.data.to(self.model.dtype), False
-    self.adapters[name], self.active = str(path), None
+    self.adapters[name], self.active, self.sorted[name] = str(path), None, sorted_weights(self.model, name)
     return name
 
 # %% ../../nbs/21_models.local.ipynb #0c93ede9
