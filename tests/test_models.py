@@ -401,3 +401,57 @@ def test_a_long_common_beginning_is_read_from_memory_once(tiny, kind):
     got = complete(lm, prompts, max_tokens=12)
     assert len(encode_segments(tok, head)) > local.BLOCK
     for p,c in zip(prompts, got): assert c.token_ids == reference(model, tok, p, 12)
+
+# ---- guessing ahead
+
+@pytest.mark.parametrize('temperature', [0., .7])
+@pytest.mark.parametrize('kind', KINDS)
+def test_guesses_save_passes_and_change_nothing(tiny, kind, temperature, monkeypatch):
+    "Prompts that repeat themselves, with stop strings and lengths that cut a guess off"
+    model, tok = tiny(kind)
+    prompts = [(text(i, 4) + ' ')*(2 + i) for i in range(5)]
+    def run(ahead):
+        monkeypatch.setattr(local, 'AHEAD', ahead)
+        lm = LocalModel(model, tok)
+        made = gather([lm.complete(p, max_tokens=20 + i, temperature=temperature, seed=i, stop=('z',) if i == 2 else ()) for i,p in enumerate(prompts)])
+        again = gather([lm.complete(p + m.text, max_tokens=10, temperature=temperature, seed=9) for p,m in zip(prompts, made)]) # what was kept is right
+        return [(m.text, m.token_ids, m.finish) for m in made + again], [l for m in made for l in m.logprobs], lm.stats['passes']
+    (a, p, slow), (b, q, fast) = run(0), run(64)
+    assert a == b and fast <= slow and p == pytest.approx(q, abs=1e-3)
+
+def test_right_guesses_save_passes_and_wrong_ones_none(tiny, monkeypatch):
+    model, tok = tiny()
+    def run():
+        lm = LocalModel(model, tok)
+        made = gather([lm.complete(text(0, 8), max_tokens=40)])[0]
+        return made.token_ids, lm.stats['passes']
+    monkeypatch.setattr(local, 'guess', lambda seen, most: [])
+    want, passes = run()
+    ids = [*encode_segments(tok, text(0, 8)), *want]
+    monkeypatch.setattr(local, 'guess', lambda seen, most: ids[len(seen):len(seen) + most])
+    assert run() == (want, 2)
+    monkeypatch.setattr(local, 'guess', lambda seen, most: [(i + 1) % 50 for i in ids[len(seen):len(seen) + most]])
+    assert run() == (want, passes)
+
+def test_what_is_guessed():
+    import numpy as np
+    g = lambda seen, most: local.guess(np.array(seen, np.int32), most)
+    assert g([7, 1, 2, 3, 8, 9, 4, 1, 2, 3], 2) == [8, 9] and g([1, 2, 3, 5, 1, 2, 3, 6, 1, 2, 3], 1) == [6] # the last time counts
+    assert g([1, 2, 3, 4], 2) == g([1, 2, 3, 9, 1, 2, 3], 0) == g([1, 2], 4) == g([], 4) == []
+    assert g([5, 5, 5, 5], 3) == [5]
+
+@pytest.mark.skipif(not local.native_bf16(), reason='this CPU does not multiply bf16 numbers')
+def test_a_merged_adapter_says_what_the_adapter_says(tiny, tmp_path):
+    import copy
+    model, tok = tiny(dtype=torch.bfloat16)
+    model = copy.deepcopy(model)
+    path = lora(copy.deepcopy(model), tmp_path/'a', 1)
+    lm = LocalModel(model, tok).adapter(path)
+    e, part = lm.engine, local.Part(0, 0, encode_segments(tok, text(0, 30)), [3, 20])
+    e.use(lm.name)
+    def logits(work):
+        with local.lent(work): return local.forward(e.model, local.SlotCache(e.model, 1), [part])[0].float()
+    plain, merged, base = logits([]), logits(e.sorted[lm.name]), logits(e.sorted[''])
+    e.use('')
+    effect = (plain - logits(e.sorted[''])).abs().mean()
+    assert (plain - base).abs().mean() < .1*effect and (plain - merged).abs().mean() < .1*effect
