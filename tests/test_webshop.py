@@ -331,6 +331,7 @@ def test_the_doctor_looks_at_the_files(monkeypatch, tmp_path):
     monkeypatch.setenv('A3T_DATA', str(tmp_path))
     assert all(c.ok for c in check_environment_data(load_settings('webshop-cpu', path=ROOT/'settings.ini') | dict(generator=dict(products=60))))
 
+@pytest.mark.slow
 def test_the_whole_loop_runs(project):
     sets = dict(environment='webshop', engine='', explore_engine='', games='generated', generator=dict(products=120), pages='short', max_steps=8, patience=3, eval_splits=['test'], looks=0,
                 rounds=2, train_tasks=8, eval_tasks=4, round_tasks=3, compositions=3, min_compositions=1, stop_successes=1, explore_budget=1500, max_length=4096)
