@@ -9,7 +9,6 @@ __all__ = ['Moment', 'commands_at', 'moments', 'kinds_of_things', 'names_in', 's
 
 # %% ../nbs/51_diagnose.ipynb #3bc60d95
 import html, math, random, re
-from collections import Counter
 from dataclasses import dataclass, replace
 import pandas as pd
 from rapidfuzz import fuzz, process
