@@ -145,7 +145,7 @@ def measure(
         while p.poll() is None:
             try: peak = max(peak, family_memory(p.pid))
             except psutil.NoSuchProcess: pass
-            time.sleep(.2)
+            time.sleep(2)
         if p.returncode: raise RuntimeError(f'{function} failed: {p.stderr.read()[-2000:]}')
         return json.loads(box.read_text()) | dict(memory=peak)
 

@@ -122,8 +122,8 @@ def evaluate(
     set:Annotated[str, {'nargs':'+', 'action':'extend'}]=None, # settings that win over the preset, each as key=value
 ):
     "Play one trial for each task with a trained adapter: its score"
-    if not (model := model or adapter_model(adapter)): raise A3TError(f'{adapter} does not say which model it belongs to: give --model')
-    adapter_model(adapter)
+    named = adapter_model(adapter)
+    if not (model := model or named): raise A3TError(f'{adapter} does not say which model it belongs to: give --model')
     S = evaluation_settings(model, preset, set or [], games, splits)
     env = load_environment(*(spec := environment_spec(S))[:1], **spec[1])
     panels = {split:env.panel(split, S['eval_tasks'], S['seed']) for split in S['eval_splits']}

@@ -164,7 +164,7 @@ async def _questions(lm, m, stranger, kinds, prompt):
     return dict(kind=m.kind, goal=m.history.goal, action=m.action, reason=m.reason, unseen=', '.join(unseen), grounded=not unseen,
                 leak=any(re.search(rf'\b{re.escape(n)}\b', m.later.lower()) for n in unseen), commands=len(commands), chance=1/len(commands),
                 rank=rank_of(i, said), rank_alone=rank_of(i, alone), rank_stranger=rank_of(i, other), lift=said[i] - alone[i],
-                entropy=-sum(math.exp(p)*p for p in alone), template=template(m.reason, kinds))
+                template=template(m.reason, kinds))
 
 def diagnose(
     lm, # the `LanguageModel` that reads the reasons

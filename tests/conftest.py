@@ -1,10 +1,17 @@
 "A small project to run things in: its own settings and data, the notebooks of this one"
 import os, shutil, subprocess, sys
+from dataclasses import replace
 from pathlib import Path
 import pytest
+from a3t.envs.base import ToyHouse
 
 ROOT = Path(__file__).resolve().parent.parent
 A3T = [sys.executable, '-c', 'import sys; from a3t.cli import main; sys.exit(main())']
+
+# a success, a failure and another task, to train on
+WON = ToyHouse.exemplar
+LOST = replace(WON, won=False, reward=0., steps=(replace(WON.steps[0], action='go to shelf', observation='At the shelf you see a mug.'),))
+OTHER = replace(WON, task='other', goal='another one', steps=WON.steps[:3])
 
 class Project:
     "A folder with `settings.ini`, in which the `a3t` command can run"
@@ -31,6 +38,12 @@ LONGEST = ('test_frame.py', 'test_webshop.py', 'test_scale.py', 'test_models.py'
 def pytest_collection_modifyitems(items):
     "The longest files first, so that two processes end together"
     items.sort(key=lambda i: LONGEST.index(i.path.name) if i.path.name in LONGEST else len(LONGEST))
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "A tiny model with random weights"
+    from a3t.models.local import tiny_model
+    return tiny_model(tmp_path_factory.mktemp('m')/'tiny')
 
 @pytest.fixture
 def project(tmp_path): return Project(tmp_path)

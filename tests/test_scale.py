@@ -10,19 +10,14 @@ from a3t.agents import Sampler, rollout
 from a3t.core import A3TError, trajectory_id
 from a3t.data import make_rows
 from a3t.envs.base import ToyHouse
-from a3t.models.local import load_model, tiny_model
+from conftest import LOST, OTHER, WON
+from a3t.models.local import load_model
 from a3t.scale import cluster, waves
 from a3t.train import checkpoints, launch, read_log, share, train
 
 ROOT = Path(__file__).resolve().parent.parent
 TWO = 'torchrun --standalone --nproc-per-node 2'
-WON = ToyHouse.exemplar
-LOST = replace(WON, won=False, reward=0., steps=(replace(WON.steps[0], action='go to shelf', observation='At the shelf you see a mug.'),))
-OTHER = replace(WON, task='other', goal='another one', steps=WON.steps[:3])
 FAST = dict(epochs=4, learning_rate=1e-2, batch_size=3, lora_rank=4, target_modules='all-linear')
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory): return tiny_model(tmp_path_factory.mktemp('m')/'tiny')
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):

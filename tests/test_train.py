@@ -2,23 +2,17 @@ import json, math, os, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
+from conftest import LOST, OTHER, WON
 from safetensors.torch import load_file
 from a3t.core import A3TError, file_hash
 from a3t.data import Row, make_rows
-from a3t.envs.base import ToyHouse
 from a3t.logprobs import lean, token_logprobs
 from a3t.losses import term_weights
 from a3t.models.local import load_model, quiet, tiny_model
 from a3t.train import (Batches, StepLog, average_adapters, checkpoints, kept_bytes, lora, micro_batches, most_tokens, predict_memory, read_log, rows_loss, threads, train, unpack_4bit)
 
 torch.set_num_threads(1)
-WON = ToyHouse.exemplar
-LOST = replace(WON, won=False, reward=0., steps=(replace(WON.steps[0], action='go to shelf', observation='At the shelf you see a mug.'),))
-OTHER = replace(WON, task='other', goal='another one', steps=WON.steps[:3])
 FAST = dict(epochs=3, learning_rate=1e-2, batch_size=2, lora_rank=4, target_modules='all-linear')
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory): return tiny_model(tmp_path_factory.mktemp('m')/'tiny')
 
 @pytest.fixture(scope='module')
 def nf4(folder): return load_model(folder, 'nf4', 'cpu', torch.float32)
