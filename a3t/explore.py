@@ -67,8 +67,8 @@ def shrink(
         while i < len(best):
             shorter = best[:i] + best[i+size:]
             if n := wins(env, task, shorter): best, smaller = shorter[:n], True
-            else: i += size
-        size = size if smaller and size == 1 else size//2
+            else: i += max(size - 1, 1)
+        size = size if smaller and size == 1 else size - max(size//2, 1) # …, 3, 2, 1: two steps may undo each other
     return best
 
 # %% ../nbs/32_explore.ipynb #ae84cfd0
