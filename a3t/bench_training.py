@@ -78,13 +78,13 @@ def train_ours(
     rows, # of `Row`
     model:str='smollm2-135m', # as `load_model` takes it
     **settings, # further arguments of `train`
-)->dict: # `rate` in tokens a second, `loss` of each step: mean over the successes' tokens
+)->dict: # `rate` in tokens a second, `loss` of each step: mean over the successes' tokens, None where there are none
     "Train with `a3t.train`, one epoch"
     net, tokenizer = load_model(model)
     with tempfile.TemporaryDirectory() as d:
         train(net, tokenizer, rows, d, **dict(epochs=1, batch_size=BATCH, learning_rate=RATE, target_modules=LORA['target_modules'], average=1) | settings)
         log = read_log(Path(d)/'train.jsonl')
-    return dict(rate=_rate([l['tokens'] for l in log], [l['seconds'] for l in log]), loss=[-l['logp_won'] for l in log])
+    return dict(rate=_rate([l['tokens'] for l in log], [l['seconds'] for l in log]), loss=[l['logp_won'] and -l['logp_won'] for l in log])
 
 def train_trl(
     rows, # of `Row`, all of them successes
