@@ -9,7 +9,7 @@ help:
 	@echo "make run        the demo: preset cpu, about half an hour on two cores"
 	@echo "make test       all checks that CI runs"
 	@echo "make test-slow  the tests that take minutes"
-	@echo "make bench      engines and training against what else there is: how fast? Ten minutes"
+	@echo "make bench      engines and training against what else there is: how fast? Twenty minutes"
 	@echo "make lab        the notebooks in JupyterLab"
 	@echo "make setup      .venv alone; the others do it by themselves"
 
