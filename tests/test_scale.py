@@ -3,6 +3,7 @@ import os, signal, sys, threading, time
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
+from conftest import LOST, OTHER, WON
 from fastcore.basics import chunked
 from safetensors.torch import load_file
 from a3t.accumulate import append, read
@@ -10,7 +11,6 @@ from a3t.agents import Sampler, rollout
 from a3t.core import A3TError, trajectory_id
 from a3t.data import make_rows
 from a3t.envs.base import ToyHouse
-from conftest import LOST, OTHER, WON
 from a3t.models.local import load_model
 from a3t.scale import cluster, waves
 from a3t.train import checkpoints, launch, read_log, share, train
