@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['explore', 'wins', 'shrink', 'habit', 'Habits', 'survey', 'plans', 'follow', 'imitate', 'discoveries', 'add_search',
-           'first_successes']
+           'clairvoyant', 'first_successes']
 
 # %% ../nbs/32_explore.ipynb #f8c01d48
 import itertools, random, re
@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from functools import partial
 from .agents import sample_action
 from .core import seed_for
-from .envs.base import play
+from .envs.base import NUMBERED, play
 
 # %% ../nbs/32_explore.ipynb #f091a34d
 def explore(
@@ -213,15 +213,16 @@ def imitate(
     return None, n
 
 # %% ../nbs/32_explore.ipynb #43327a5d
+def _says(text, name): return re.search(rf'\b{re.escape(name)}\b', text)
+
 def discoveries(
     env, # says what an action names
     traj, # a `Trajectory`
 )->list: # of (number of the step that must be preceded by search, names that are discovered)
     "Where a trajectory first sees what it later uses; with the walk there counted in"
     known, res, start = traj.observation, [], 0
-    says = lambda text, name: re.search(rf'\b{re.escape(name)}\b', text)
     for i,s in enumerate(traj.steps):
-        new = {n for later in traj.actions[i+1:] for n in env.things(later) if says(s.observation, n) and not says(known, n) and not says(s.action, n)}
+        new = {n for later in traj.actions[i+1:] for n in env.things(later) if _says(s.observation, n) and not _says(known, n) and not _says(s.action, n)}
         if new: res.append((start, new))
         known += '\n' + s.observation
         if new or not {*env.things(s.action)} & {n for a in traj.actions[i+1:i+2] for n in env.things(a)}: start = i+1
@@ -277,6 +278,17 @@ def add_search(
         seen.add(env.key())
     return res
 
+# %% ../nbs/32_explore.ipynb #c1a1b0a2
+def clairvoyant(
+    traj, # a `Trajectory`
+)->bool: # does an action name a numbered thing that nothing has shown before?
+    "Does an episode use what it has not seen?"
+    known = f'{traj.goal}\n{traj.observation}'
+    for s in traj.steps:
+        if any(not _says(known, n) for n in NUMBERED.findall(s.action)): return True
+        known += '\n' + s.observation
+    return False
+
 # %% ../nbs/32_explore.ipynb #19d50554
 def first_successes(
     env, # an environment that can `save`, `restore` and name its state by `key`
@@ -296,4 +308,4 @@ def first_successes(
         best = play(env, task, shrink(env, task, actions))
         made = [play(env, task, add_search(env, best, looks, seed_for(seed, v))) for v in range(variants)]
     finally: env.max_steps = limit
-    return [t for i,t in enumerate(made) if t.won and len(t) <= max_steps and t not in made[:i]]
+    return [t for i,t in enumerate(made) if t.won and len(t) <= max_steps and not clairvoyant(t) and t not in made[:i]]
