@@ -285,7 +285,7 @@ def clairvoyant(
     "Does an episode use what it has not seen?"
     known = f'{traj.goal}\n{traj.observation}'
     for s in traj.steps:
-        if any(not _says(known, n) for n in NUMBERED.findall(s.action)): return True
+        if any(not re.search(rf'\b{re.escape(n)}(?!\d)', known) for n in NUMBERED.findall(s.action)): return True
         known += '\n' + s.observation
     return False
 
