@@ -213,16 +213,15 @@ def imitate(
     return None, n
 
 # %% ../nbs/32_explore.ipynb #43327a5d
-def _says(text, name): return re.search(rf'\b{re.escape(name)}\b', text)
-
 def discoveries(
     env, # says what an action names
     traj, # a `Trajectory`
 )->list: # of (number of the step that must be preceded by search, names that are discovered)
     "Where a trajectory first sees what it later uses; with the walk there counted in"
     known, res, start = traj.observation, [], 0
+    says = lambda text, name: re.search(rf'\b{re.escape(name)}\b', text)
     for i,s in enumerate(traj.steps):
-        new = {n for later in traj.actions[i+1:] for n in env.things(later) if _says(s.observation, n) and not _says(known, n) and not _says(s.action, n)}
+        new = {n for later in traj.actions[i+1:] for n in env.things(later) if says(s.observation, n) and not says(known, n) and not says(s.action, n)}
         if new: res.append((start, new))
         known += '\n' + s.observation
         if new or not {*env.things(s.action)} & {n for a in traj.actions[i+1:i+2] for n in env.things(a)}: start = i+1
@@ -300,7 +299,7 @@ def first_successes(
     seed:int=0, # everything random
     habits:Habits=None, # imitate these instead of exploring
 )->list: # of `Trajectory`, all of them won, every step sampled, without reasons
-    "Explore or imitate, shrink, and add honest search"
+    "Explore or imitate, shrink, and add honest search; what uses things that it has not seen is left out"
     limit, env.max_steps = env.max_steps, 10**9
     try:
         actions, _ = imitate(env, task, habits, budget, seed) if habits else explore(env, task, budget, seed=seed)
