@@ -207,14 +207,15 @@ class Wording:
         word = lambda a: re.match(r'\w*', a)[0]
         near = {a:0 if env.verb(a, self.goal) == env.verb(action, goal) else 1 if word(a) == word(action) else 2 for a,*_ in self.patterns}
         def some(nearness, strict):
-            "Sentences, with the number of words whose role they keep"
+            "Sentences, with the number of words whose role they keep; strict: 2 every role, 1 no word that has another role, 0 any"
             for a,h,pat,known in self.patterns:
                 if h != bool(held) or near[a] != nearness: continue
                 def fits(old, new):
-                    if known[old] or strict and roles(env, new, args, held): return known[old] == roles(env, new, args, held) if strict else new not in self.explained
+                    role = roles(env, new, args, held)
+                    if known[old] or strict == 2 and role: return known[old] == role if strict == 2 else new not in self.explained and not (strict and role)
                     return (old in self.explained) == (new in self.explained)
                 for t in filled(pat, fillers, fits): yield t, sum(bool(known[n]) for k,n in set(p for p in pat if isinstance(p, tuple)) if k == 'goal')
-        found = next((f for f in (list(some(*x)) for x in itertools.product((0, 1, 2), (True, False))) if f), [])
+        found = next((f for f in (list(some(*x)) for x in itertools.product((0, 1, 2), (2, 1, 0))) if f), [])
         return list(dict.fromkeys(t for t,n in found if n == max(n for _,n in found)))
 
 # %% ../nbs/30_agents.ipynb #73c8ff42

@@ -10,7 +10,7 @@ from a3t.envs.alfgen import generate_games
 from a3t.envs.alfsim import AlfSim
 from a3t.envs.alfworld import EXEMPLAR, AlfWorld
 from a3t.envs.base import TextEnv, ToyHouse, check_environment, play
-from a3t.explore import Habits, add_search, explore, first_successes, habit, imitate, shrink, wins
+from a3t.explore import Habits, Whereabouts, add_search, clairvoyant, explore, first_successes, habit, imitate, settle, shrink, wins
 from a3t.models.base import ScriptedModel, gather, toy_tokenizer
 from a3t.prompts import actre_brief_segments, actre_segments, one_line, parse_step, render_step, segments, steps_of
 
@@ -138,9 +138,33 @@ def test_what_is_found_wins_and_is_short(house):
         best = shrink(house, task, actions)
         assert wins(house, task, best) == len(best) <= len(actions)
         for i in range(len(best)): assert not wins(house, task, best[:i] + best[i+1:])
-        searched = play(house, task, add_search(house, play(house, task, best), looks=3))
-        assert searched.won and len(searched) >= len(best) and all(s.valid for s in searched.steps)
+        searched = add_search(house, play(house, task, best), looks=3)
+        assert searched.won and all(s.valid for s in searched.steps)
+        settled = settle(house, task, best)
+        assert wins(house, task, settled) == len(settled) and (settled == best or not clairvoyant(play(house, task, settled)))
     assert solved >= 8
+
+def test_search_goes_where_things_were_found(house):
+    successes = [t for task in house.tasks('train') for t in first_successes(house, task, looks=0)]
+    where = Whereabouts(house, successes)
+    kind = max(where.found, key=lambda k: (k != '') * sum(where.found[k].values()))
+    _, info = house.reset(options={'task':successes[0].task})
+    order = where.order(kind, info['admissible_actions'], '', house.reset(options={'task':successes[0].task})[0])
+    chances = [where.chance(kind, a) for a in order]
+    assert order and chances == sorted(chances, reverse=True) and all(chances) and set(order) <= set(info['admissible_actions'])
+    assert not any(where.chance(kind, a) for a in info['admissible_actions'] if a not in order)
+    for t in successes:
+        found = add_search(house, t, looks=20, where=where)
+        assert found == add_search(house, t, looks=20, where=where) and found.won and all(s.valid for s in found.steps)
+        assert add_search(house, t, looks=0, where=where).won
+
+def test_what_was_come_upon_is_taken_instead():
+    env = AlfSim(generate_games(5, train=6, seen=0, unseen=0, types=('pick',), receptacles=(6, 8), objects=(14, 18)), max_steps=10**9)
+    for task in env.tasks('train'):
+        for t in first_successes(env, task, variants=3, looks=20):
+            n, taken = next((i, env.things(a)[0]) for i,a in enumerate(t.actions) if a.startswith('take'))
+            seen = [s for s in t.steps[:n] if f'{env.kind(taken)} ' in s.observation]
+            assert seen and (taken in seen[0].observation or t.goal.rstrip('.').endswith(env.kind(env.things(seen[0].action)[0])))
 
 def test_exploring_is_repeatable(house):
     task = house.tasks('train')[0]
