@@ -7,11 +7,11 @@ __all__ = ['Row', 'check_row', 'make_row', 'row_html', 'make_rows', 'by_task', '
 
 # %% ../nbs/40_data.ipynb #0eff6b68
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from .core import A3TError, Trajectory
 from .accumulate import is_success
 from .models.base import encode_segments
-from .prompts import KIND_COLOURS, segments
+from .prompts import KIND_COLOURS, segments, step_segments
 
 # %% ../nbs/40_data.ipynb #f23f9178
 @dataclass(frozen=True)
@@ -49,14 +49,17 @@ def make_row(
     tokenizer, # a transformers tokenizer
     traj:Trajectory, # what to learn from
     weight:float=1., # R(τ)
-    observations:str='keep', # do observations bear loss? 'keep' (the paper) or 'mask'
+    observations:str='keep', # what bears loss: 'keep', everything after the prompt (the paper); 'mask', what the agent says, but in a success nothing that was not understood
     won=None, # is it a success? `traj.won` by default
     **prompt, # `instruction` and `exemplar`, as while acting
 )->Row: # tokens, mask and weight
     "One trajectory as a checked training row"
     if observations not in ('keep', 'mask'): raise A3TError(f"observations = {observations!r}: choose 'keep' or 'mask'")
     kinds = ('reason', 'action') + (('observation',) if observations == 'keep' else ())
-    segs, ids, spans = [s for s in segments(traj, **prompt) if s.text], [], []
+    won = traj.won if won is None else won
+    said = lambda step: [s if step.valid or not won or observations == 'keep' else s._replace(kind='prompt') for s in step_segments(step)]
+    segs, ids, spans = segments(replace(traj, steps=()), **prompt) + [s for step in traj.steps for s in said(step)], [], []
+    segs = [s for s in segs if s.text]
     whole, bos = encode_segments(tokenizer, [s.text for s in segs]), len(encode_segments(tokenizer, []))
     ids += whole[:bos]
     for s in segs:
@@ -64,7 +67,7 @@ def make_row(
         spans.append((spans[-1][1] if spans else bos, len(ids), s.kind))
     if ids != whole: raise A3TError(f'{traj.task}: tokenised piece by piece the trajectory differs from how it is acted: the tokenizer merges segments')
     mask = [False]*bos + [k in kinds for s,e,k in spans for _ in range(s, e)]
-    return check_row(Row(tuple(ids), tuple(mask), float(weight), traj.task, traj.won if won is None else won, tuple(spans)), kinds)
+    return check_row(Row(tuple(ids), tuple(mask), float(weight), traj.task, won, tuple(spans)), kinds)
 
 # %% ../nbs/40_data.ipynb #7181162b
 def row_html(

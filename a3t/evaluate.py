@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['wilson', 'mean_interval', 'check_panel', 'trials', 'summarise', 'graded', 'score_table', 'accumulated_score',
-           'plot_rates', 'plot_types']
+           'paired', 'plot_rates', 'plot_types']
 
 # %% ../nbs/50_evaluate.ipynb #46befef5
 import math
@@ -119,6 +119,19 @@ def accumulated_score(
         by_round.append(sum(t.won for t in best.values())/len(best))
     best = [best[t] for t in sorted(best)]
     return dict(**_score(best), by_type=_by_type(best), by_round=by_round)
+
+# %% ../nbs/50_evaluate.ipynb #a0000051
+def paired(
+    first, # list of `Trajectory`: one trial on each task of a panel
+    second, # another agent's trials on the same panel
+)->dict: # numbers of tasks: `n`, `both`, `only_first`, `only_second`, `neither`; and `p`
+    "Compare two agents task by task; panels that differ are an `A3TError`"
+    check_panel(second, {t.task for t in first})
+    won = {t.task:t.won for t in second}
+    count = Counter((t.won, won[t.task]) for t in first)
+    a, b = count[True, False], count[False, True]
+    p = min(1., 2*sum(math.comb(a + b, i) for i in range(min(a, b) + 1))/2**(a + b))
+    return dict(n=len(first), both=count[True, True], only_first=a, only_second=b, neither=count[False, False], p=p)
 
 # %% ../nbs/50_evaluate.ipynb #61bb8d46
 def plot_rates(
