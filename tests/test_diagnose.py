@@ -31,7 +31,7 @@ def test_honest_reasons_pass():
 
 def test_reasons_that_fit_anything_recover_nothing():
     r = rows(elsewhere)
-    assert (r['rank'] == 1).mean() < .2 and abs(r.lift.mean()) < .1 and r.repeats.mean() > .9 and r.template.nunique() == 1
+    assert (r['rank'] == 1).mean() < .2 and abs(r.lift.mean()) < .2*rows(honest).lift.mean() and r.repeats.mean() > .9 and r.template.nunique() == 1
 
 def test_made_up_things_are_found():
     r = rows(liar)
