@@ -343,12 +343,6 @@ def instead(
     return play(env, traj.task, [s.action for s in found.steps if s.valid]) if found.won else None
 
 # %% ../nbs/32_explore.ipynb #57a9ef41
-def _after(env, task, actions):
-    "What the environment says after these actions"
-    _, info = env.reset(options={'task':task})
-    for a in actions: *_, info = env.step(a)
-    return info
-
 def _search(env, traj, i, names, where, looks, rng):
     "(the trajectory with search before step i or with another thing that it found, number of the step after which to go on)"
     walk, before, goal, text = traj.actions[i], list(traj.actions[:i]), traj.goal, traj.observation
@@ -360,11 +354,12 @@ def _search(env, traj, i, names, where, looks, rng):
         obs, *_, info = env.step(a)
         seen.add(env.key())
         text += '\n' + obs
+    start = env.save()
     for j,s in enumerate(traj.steps[:i]): # another one was seen on the way
         to = next((a for a in reversed(before[:j+1]) if env.form(a, goal)[0] == env.form(walk, goal)[0]), None)
         for other in sorted({n for n in NUMBERED.findall(s.observation) if env.kind(n) == env.kind(thing)} - {n for a in before for n in env.things(a)}):
             if to and (found := instead(env, traj, i, thing, [*before, to], other)) and not clairvoyant(found): return found, i+1
-    info = _after(env, traj.task, before)
+    info = env.restore(start)
     options = [a for a in info['admissible_actions'] if a not in before]
     if where: options = where.order(env.kind(thing), options, goal, text)
     else: rng.shuffle(options)
