@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'AHEAD', 'quiet', 'find_gguf', 'convert_gguf', 'native_bf16', 'best_dtype', 'model_folder', 'load_model',
-           'tiny_model', 'SlotCache', 'Part', 'Packed', 'part_mask', 'single_mask', 'attend', 'as_bias',
+           'tiny_model', 'lazy_zeros', 'SlotCache', 'Part', 'Packed', 'part_mask', 'single_mask', 'attend', 'as_bias',
            'attend_pieces', 'attend_singles', 'slot_attention', 'attention', 'forward', 'sorted_weights', 'lent',
            'log_norm', 'pick_tokens', 'Request', 'Tree', 'Slots', 'Engine', 'guess', 'LocalModel']
 
 # %% ../../nbs/21_models.local.ipynb #f8a5ad46
-import asyncio, contextlib, copy, importlib.util, logging, os, random, sys, tempfile, time, warnings
+import asyncio, contextlib, copy, importlib.util, logging, math, mmap, os, random, sys, tempfile, time, warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -148,6 +148,16 @@ def tiny_model(
 # %% ../../nbs/21_models.local.ipynb #7a6e1f6d
 BLOCK = 256 # tokens by which the cache grows
 
+def lazy_zeros(
+    shape, # of the tensor
+    dtype, # torch dtype
+)->torch.Tensor: # zeros, on the CPU
+    "Zeros that take memory only where they are written; Linux only"
+    n = math.prod(shape)*dtype.itemsize
+    pages = mmap.mmap(-1, n, mmap.MAP_PRIVATE|mmap.MAP_ANONYMOUS|0x4000) # MAP_NORESERVE, which not every Python names
+    pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
+
 class SlotCache:
     "Keys and values of many token sequences; per layer a tensor (slots, key-value heads, room, head size)"
     def __init__(self,
@@ -155,8 +165,10 @@ class SlotCache:
         slots:int, # token sequences at once
     ):
         c, like = model.config, next(p for p in model.parameters() if p.dtype == model.dtype)
-        shape = slots, c.num_key_value_heads, 0, getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads
-        self.keys, self.values = ([like.new_zeros(shape, requires_grad=False) for _ in range(c.num_hidden_layers)] for _ in range(2))
+        lazy = like.device.type == 'cpu' and sys.platform == 'linux'
+        shape = slots, c.num_key_value_heads, c.max_position_embeddings if lazy else 0, getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads
+        zeros = lambda: lazy_zeros(shape, like.dtype) if lazy else like.new_zeros(shape, requires_grad=False)
+        self.keys, self.values = ([zeros() for _ in range(c.num_hidden_layers)] for _ in range(2))
 
     def reserve(self,
         length:int, # tokens needed in a slot
