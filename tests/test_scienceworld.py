@@ -7,6 +7,7 @@ from a3t.agents import Wording
 from a3t.envs import scienceworld
 from a3t.envs.base import check_environment, play, replay_equal
 from a3t.envs.scienceworld import *
+from a3t.models.base import gather
 
 needs_java = pytest.mark.skipif(not shutil.which('java'), reason='ScienceWorld needs Java: install Java 8 or newer')
 
@@ -72,6 +73,17 @@ def test_same_in_another_process_and_simulator(env):
         first = play(a, t, ['teleport to art studio', 'teleport to kitchen', 'look in table'])
         play(b, t, ['teleport to outside', 'wait1'])
         assert replay_equal(first, play(b, t, first.actions))
+
+@needs_java
+def test_forks_have_their_own_simulator():
+    "An environment that was made before the fork goes on in each child where it stood"
+    env = ScienceWorld(EASY)
+    task = env.tasks('dev')[0]
+    env.reset(options={'task':task})
+    env.step('teleport to kitchen')
+    async def look(_): return env.step('look around')[0], env.actions
+    for said, actions in gather([look(i) for i in range(2)], processes=2): assert 'kitchen' in said and actions == ('teleport to kitchen', 'look around')
+    assert env.actions == ('teleport to kitchen',) and 'kitchen' in env.step('look around')[0]
 
 @needs_java
 def test_commands(env):

@@ -83,7 +83,15 @@ class ScienceWorld(TextEnv):
     ):
         if unknown := [n for n in names if n not in task_names()]: raise A3TError(f"ScienceWorld has no task {unknown[0]!r}: choose from {', '.join(task_names())}")
         self.task_types, self.max_steps, self.simplifications = tuple(names), max_steps, simplifications
-        self.server, self.task, self.actions, self.n = simulator(), None, (), 0
+        self.process, self.task, self.actions, self.n = None, None, (), 0
+
+    @property
+    def server(self):
+        "The simulator; in a fork a new one, with the same moment: a process cannot share its parent's"
+        if self.process != os.getpid():
+            self.process, self.own, moment, self.task = os.getpid(), simulator(), self.save(), None
+            if moment[0]: self.restore(moment)
+        return self.own
 
     def tasks(self, split):
         return sorted(f'{split}/{name}/{v}' for name in self.task_types for v in variations(name)[split])
