@@ -1,7 +1,7 @@
 import asyncio, os, random, sys
 os.environ.setdefault('HF_HUB_OFFLINE', '1') # a wrong name fails at once
 
-import pytest, torch
+import psutil, pytest, torch
 
 from a3t.core import A3TError
 from a3t.models import local
@@ -455,3 +455,15 @@ def test_a_merged_adapter_says_what_the_adapter_says(tiny, tmp_path):
     e.use('')
     effect = (plain - logits(e.sorted[''])).abs().mean()
     assert (plain - base).abs().mean() < .1*effect and (plain - merged).abs().mean() < .1*effect
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory is lent by the page on Linux')
+def test_cache_takes_memory_where_it_is_written(tmp_path):
+    "One long sequence among many slots costs what it holds itself, not the same for every slot"
+    model, _ = local.load_model(local.tiny_model(tmp_path/'m', max_position_embeddings=8192), device='cpu', dtype=torch.float32)
+    cache, rss = local.SlotCache(model, 512), lambda: psutil.Process().memory_info().rss
+    whole, before = sum(t.numel()*t.itemsize for t in cache.keys + cache.values), rss()
+    assert cache.keys[0].shape[2] == 8192 and not cache.keys[0][3, :, -1].any()
+    for t in cache.keys + cache.values: t[7] = 1.
+    cache.copy(7, 8, 8000)
+    assert cache.keys[0][8, :, :8000].all() and not cache.keys[0][8, :, 8000:].any()
+    assert rss() - before < whole/50 and whole > 2**28
