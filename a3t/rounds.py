@@ -57,7 +57,7 @@ def open_run(
     if (run/'run.json').exists():
         old = read_json(run/'run.json')
         if not preset and not overrides: return run, old['settings']
-        _same_settings(run.name, load_settings(preset or old['preset'], overrides, root/'settings.ini'), old['settings'])
+        _same_settings(run.name, json.loads(json.dumps(load_settings(preset or old['preset'], overrides, root/'settings.ini'))), old['settings']) # as they were written: no tuples
         return run, old['settings']
     settings = load_settings(preset or 'smoke', overrides, root/'settings.ini')
     write_json(run/'run.json', dict(preset=preset or 'smoke', overrides=overrides, settings=settings, versions={k:_version(k) for k in PACKAGES},

@@ -54,6 +54,11 @@ def test_other_settings_are_refused_by_name(fake):
     with pytest.raises(A3TError, match=r'seed = 0 \(was 3\).*--name.*delete data/runs/a'): open_run('data/runs/a', 'smoke')
     with pytest.raises(A3TError, match='environment = .alfworld. .was .base..*rounds'): open_run('data/runs/a', 'paper-alfworld')
 
+def test_tuples_are_the_lists_that_were_written(fake):
+    more = {'generator':{'objects':(6, 10)}}
+    run, S = open_run('data/runs/a', 'smoke', more)
+    assert open_run('data/runs/a', 'smoke', more)[1]['generator'] == {'objects':[6, 10]}
+
 def test_a_changed_settings_file_is_noticed(fake):
     open_run('data/runs/a', 'smoke')
     ini = fake.path/'settings.ini'
