@@ -87,9 +87,9 @@ def test_the_gradient_of_plain_transformers_and_peft(model):
     m.unload(); model.eval()
 
 def test_bf16_is_as_near_to_fp32_as_plain_bf16(tmp_path):
-    "Rounding errors of the gradient: no more than twice those of transformers and PEFT under autocast (1.5 on a CPU with AVX2 only)"
+    "Rounding errors of the gradient: no more than one and a half times those of transformers and PEFT under autocast"
     folder = tiny_model(tmp_path/'tiny', initializer_range=.05)
-    rows, g = family(3), {}
+    rows, g = family(3, 24), {}
     for name, dtype in (('exact', torch.float32), ('ours', torch.bfloat16), ('plain', torch.bfloat16)):
         model = load_model(folder, device='cpu', dtype=dtype)[0]
         if name != 'plain': g[name] = gradients(model, rows, [[i] for i in range(len(rows))])[1]; continue
@@ -101,7 +101,7 @@ def test_bf16_is_as_near_to_fp32_as_plain_bf16(tmp_path):
             with torch.autocast('cpu', torch.bfloat16): (m(input_ids=ids, labels=torch.where(torch.tensor([r.loss_mask]), ids, -100)).loss/len(rows)).backward()
         g[name] = {k:p.grad for k,p in m.named_parameters() if p.grad is not None}
     error = lambda name: sum((g[name][k]-g['exact'][k]).norm()**2 for k in g['exact'])**.5 / sum(x.norm()**2 for x in g['exact'].values())**.5
-    assert 0 < error('ours') < 2*error('plain') < .25, (error('ours'), error('plain'))
+    assert 0 < error('ours') < 1.5*error('plain') < .2, (error('ours'), error('plain'))
 
 def test_functions_by_finite_differences():
     r = lambda *s: torch.randn(*s, dtype=torch.float64, requires_grad=True)
