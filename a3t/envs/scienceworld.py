@@ -22,11 +22,13 @@ def _machine(process):
     "The Java machine of a process"
     if not shutil.which('java'): raise A3TError(f"ScienceWorld needs Java, and there is no command java: {GET['java']}")
     try:
+        from py4j.finalizer import clear_finalizers
         from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
         from scienceworld.constants import JAR_PATH
     except ImportError as e: raise A3TError(f"the package {e.name} is missing: {GET['package']}") from e
     try: port = launch_gateway(classpath=JAR_PATH, die_on_exit=True, cwd=tempfile.gettempdir(), javaopts=['-XX:+UnlockExperimentalVMOptions', '-XX:hashCode=2'])
     except Exception as e: raise A3TError(f"Java does not start ScienceWorld ({type(e).__name__}: {e}): {GET['java']}") from e
+    os.register_at_fork(after_in_child=lambda: clear_finalizers(True)) # else what a child lets go of is deleted in its parent's machine
     return JavaGateway(gateway_parameters=GatewayParameters(auto_field=True, port=port)).jvm
 
 def simulator(
