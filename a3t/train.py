@@ -381,7 +381,7 @@ def train(
     peft_model = lora(model, lora_rank, lora_alpha, target_modules, lora_dropout, layers, adapter, seed)
     unpack_4bit(model)
     if divide: divide_weights(peft_model, device)
-    workers = 1 if device.type != 'cpu' or lora_dropout or divide else min(batch_size, torch.get_num_threads())
+    workers = 1 if device.type != 'cpu' or lora_dropout or divide or model.dtype == torch.float32 else min(batch_size, torch.get_num_threads())
     try:
         args = _arguments(model, output/'checkpoints', epochs, learning_rate, schedule, warmup, max_grad_norm, seed_for(seed, 'train'))
         with attention(model, 'a3t_tree'), lean(peft_model), threads(workers) as several:

@@ -255,9 +255,10 @@ def test_batches():
     assert all(len(p) == 1 or sum(len(r) for r,_ in p) <= 40+len(p) for p in parts) and parts[0][0][1] == 1
     assert len(micro_batches([(rows[1], 0)]*5, 90)) == 1 # a common beginning counts once
 
-def test_threads_change_nothing(folder, rows, tmp_path, monkeypatch):
-    "As many threads as cores, one micro-batch each: the same bytes as one thread"
-    model, tok = load_model(folder, device='cpu', dtype=torch.float32)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_threads_change_nothing(folder, rows, tmp_path, dtype):
+    "As many threads as cores, in fp32 for each micro-batch, in bf16 one each: the same bytes as one thread"
+    model, tok = load_model(folder, device='cpu', dtype=dtype)
     hashes, was = [], torch.get_num_threads()
     for n in (1, 2, 2):
         torch.set_num_threads(n)
