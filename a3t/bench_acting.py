@@ -21,10 +21,11 @@ def workload(
     episodes:int, # how many
     turns:int, # of each one
     seed:int=0, # everything random
+    vocabulary:int=40_000, # token ids are below
 )->list: # of (token ids of the prompt, list of token ids of the observations)
     "Episodes that share nothing"
     rng = random.Random(seed)
-    ids = lambda n: [rng.randrange(1000, 40_000) for _ in range(n)]
+    ids = lambda n: [rng.randrange(vocabulary//40, vocabulary) for _ in range(n)]
     return [(ids(PROMPT), [ids(SEEN) for _ in range(turns)]) for _ in range(episodes)]
 
 async def play(
@@ -46,7 +47,7 @@ def act_local(
     processes:int=2, # that share the episodes
 )->dict: # said and clock of each episode, start
     "Act with the local engine"
-    lm = LocalModel(*load_model(), slots=-(-episodes//processes))
+    lm = LocalModel(*load_model(device='cpu'), slots=-(-episodes//processes))
     lm.engine.ends = set() # the end token ends nothing
     async def ask(ids): return (await lm.engine.ask(ids=ids, adapter='', max_tokens=NEW)).token_ids
     start = time.perf_counter()
@@ -59,7 +60,7 @@ def act_generate(
     turns:list, # numbers of the turns to measure, from 0
 )->dict: # said and seconds of each measured turn
     "Single turns with `transformers.generate`"
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(device='cpu')
     work, res = workload(len(said), len(said[0])), dict(said=[], seconds=[])
     model.generation_config.eos_token_id = None # the end token ends nothing
     for t in turns:
@@ -168,7 +169,7 @@ def score_both(
     repeat:int=3, # the fastest of so many
 )->dict: # seconds of both ways, and the largest difference of a score
     "Score 20 commands after 300 tokens as a tree, and as rows of a batch"
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(device='cpu')
     lm = LocalModel(model, tokenizer, slots=1)
     commands = [f'{verb} {thing} {n}' for verb in ('go to', 'open') for thing in ('drawer', 'desk', 'shelf', 'cabinet', 'sidetable') for n in (1, 2)]
     empty, text = encode_segments(tokenizer, []), 'You see a desk 1, a drawer 2 and a shelf 3. You open the drawer 2. '*40
@@ -230,7 +231,7 @@ def profile_pass(
 )->dict: # milliseconds of a pass by what they go to
     "Profile a decoding pass"
     torch.set_num_threads(1)
-    model, _ = load_model()
+    model, _ = load_model(device='cpu')
     cache, work, spent = SlotCache(model, requests), sorted_weights(model), {}
     cache.reserve(seen + 1)
     def once():

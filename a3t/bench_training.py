@@ -80,7 +80,7 @@ def train_ours(
     **settings, # further arguments of `train`
 )->dict: # `rate` in tokens a second, `loss` of each step: mean over the successes' tokens, None where there are none
     "Train with `a3t.train`, one epoch"
-    net, tokenizer = load_model(model)
+    net, tokenizer = load_model(model, device='cpu')
     with tempfile.TemporaryDirectory() as d:
         train(net, tokenizer, rows, d, **dict(epochs=1, batch_size=BATCH, learning_rate=RATE, target_modules=LORA['target_modules'], average=1) | settings)
         log = read_log(Path(d)/'train.jsonl')
@@ -89,6 +89,9 @@ def train_ours(
 def train_trl(
     rows, # of `Row`, all of them successes
     model:str='smollm2-135m', # as `load_model` takes it
+    quantize:str='none', device:str='cpu', # likewise
+    lora:dict=LORA, # arguments of `LoraConfig`
+    batch_size:int=BATCH, # trajectories in an optimiser step
     **settings, # further arguments of `SFTConfig`
 )->dict: # as `train_ours`
     "Train with TRL's SFT trainer, one epoch in the order of `train_ours`"
@@ -101,13 +104,13 @@ def train_trl(
     ends, start = [], 0.
     class Clock(TrainerCallback):
         def on_step_end(self, *args, **kw): ends.append(time.perf_counter() - start)
-    order = [rows[i] for b in Batches(map(len, rows), BATCH) for i in b]
+    order = [rows[i] for b in Batches(map(len, rows), batch_size) for i in b]
     data = Dataset.from_list([dict(input_ids=list(r.input_ids), labels=[t if m else -100 for t,m in zip(r.input_ids, r.loss_mask)]) for r in order])
-    net, tokenizer = load_model(model)
+    net, tokenizer = load_model(model, quantize, device)
     with tempfile.TemporaryDirectory() as d, quiet():
-        args = SFTConfig(**dict(output_dir=d, num_train_epochs=1, learning_rate=RATE, warmup_steps=.03, weight_decay=0., optim='adamw_torch', use_cpu=True,
-            per_device_train_batch_size=BATCH, train_sampling_strategy='sequential', logging_steps=1, save_strategy='no', report_to='none', disable_tqdm=True) | settings)
-        trainer = SFTTrainer(net, args, train_dataset=data, processing_class=tokenizer, peft_config=LoraConfig(task_type='CAUSAL_LM', **LORA), callbacks=[Clock()])
+        args = SFTConfig(**dict(output_dir=d, num_train_epochs=1, learning_rate=RATE, warmup_steps=.03, weight_decay=0., optim='adamw_torch', use_cpu=device == 'cpu',
+            per_device_train_batch_size=batch_size, train_sampling_strategy='sequential', logging_steps=1, save_strategy='no', report_to='none', disable_tqdm=True) | settings)
+        trainer = SFTTrainer(net, args, train_dataset=data, processing_class=tokenizer, peft_config=LoraConfig(task_type='CAUSAL_LM', **lora), callbacks=[Clock()])
         trainer.remove_callback(PrinterCallback)
         start = time.perf_counter()
         trainer.train()
@@ -164,7 +167,7 @@ class Bytes(TorchDispatchMode):
 
 def _ready(model, rows):
     "A model with LoRA, and a function that computes the gradient of some rows"
-    net, _ = load_model(model)
+    net, _ = load_model(model, device='cpu')
     m = lora(net, LORA['r'], LORA['lora_alpha'], LORA['target_modules']).train()
     learned = [p for p in m.parameters() if p.requires_grad]
     return m, lambda rows=rows: torch.autograd.grad(token_logprobs(net, rows)[0].sum(), learned)

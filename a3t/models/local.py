@@ -758,10 +758,10 @@ class LocalModel(LanguageModel):
         model, tokenizer, # what `load_model` returns
         slots:int=64, # token sequences held in the cache: one for each episode under way, two if ActRe speaks too
         context:int=None, # longest sequence, tokens; what the model allows by default
-        chunk:int=512, # most prompt tokens in one forward pass: bounds memory
+        chunk:int=None, # most prompt tokens in one forward pass, bounds memory: 512 on a CPU, 4,096 on a GPU by default
     ):
         limit = model.config.max_position_embeddings
-        self.engine, self.name = Engine(model, tokenizer, slots, min(context or limit, limit), chunk), ''
+        self.engine, self.name = Engine(model, tokenizer, slots, min(context or limit, limit), chunk or (512 if model.device.type == 'cpu' else 4096)), ''
 
     tokenizer = property(lambda self: self.engine.tokenizer)
     processes = property(lambda self: torch.get_num_threads() if sys.platform == 'linux' and self.engine.model.device.type == 'cpu' else 1,
