@@ -162,12 +162,12 @@ def plot_types(
 ): # the axes
     "Success rates by task type, side by side, with their 95% intervals"
     types = sorted({k for s in summaries.values() for k in s['by_type']})
-    ax = ax or plt.subplots(figsize=(1.2*len(types) + 2, 3))[1]
+    ax = ax or plt.subplots(figsize=(1.2*len(types) + 3, 3), layout='constrained')[1]
     width = .8/len(summaries)
     for i,(name, s) in enumerate(summaries.items()):
         have = [(j, s['by_type'][k]) for j,k in enumerate(types) if k in s['by_type']]
         err = list(zip(*[(max(v['rate'] - v['ci95'][0], 0), max(v['ci95'][1] - v['rate'], 0)) for _,v in have]))
         ax.bar([j + (i - (len(summaries)-1)/2)*width for j,_ in have], [v['rate'] for _,v in have], width, yerr=err, capsize=2, label=name)
     ax.set(xticks=range(len(types)), xticklabels=types, ylim=(0, 1.02), ylabel='success rate', title=title)
-    if len(summaries) > 1: ax.legend(fontsize=8)
+    if len(summaries) > 1: ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1)) # beside the bars
     return ax
