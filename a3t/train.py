@@ -195,7 +195,7 @@ def predict_memory(
     sorted_head = head.nbytes if cpu and net.dtype == torch.bfloat16 else 0 # oneDNN sorts a matrix of bf16 before it multiplies
     res = dict(process=process, weights=weights,
                learning=4*learned*(3+workers), # two moments of Adam and the gradient; those of the micro-batches under way
-               activations=int(tokens*token*(1+2/layers)), # with a layer's backward pass
+               activations=int(tokens*token*(1+2/layers)*(1.5 if cpu and net.dtype == torch.float32 else 1)), # with a layer's backward pass, and the gaps that the C library leaves
                logits=workers*(n*head.shape[0]*(4+2*net.dtype.itemsize) + sorted_head)) # of so many tokens: as computed, in fp32, rounded again
     return res | dict(total=sum(res.values()))
 
