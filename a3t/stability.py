@@ -77,6 +77,7 @@ def coverage(
     tasks:int=100, # most tasks that are looked at, the first by id
 )->float: # 0 to 1; `None` where the environment cannot tell
     "Share of the states near the start that were seen, over the tasks that were tried"
+    if not env.enumerable: return None
     chosen = sorted({t.task for t in trajectories})[:tasks]
     try:
         for t in chosen:

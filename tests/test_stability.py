@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 from a3t.core import Step, Trajectory, read_json
 from a3t.envs.base import TextEnv, ToyHouse, play
+from a3t.explore import first_successes
 from a3t.report import write_report
 from a3t.stability import coverage, distinct_n, reachable, stability_records, states_of, verb_entropy, verdict
 from test_report import make_run
@@ -81,3 +82,13 @@ def test_the_report_has_them(tmp_path):
     report = write_report(run := make_run(tmp_path/'run'))
     assert [r['round'] for r in report['stability']['rounds']] == [0, 1] and report['stability']['verdict'] in ('improving', 'too early')
     assert 'Verdict' in (run/'report.html').read_text() and read_json(run/'report.json')['stability'] == report['stability']
+
+def test_no_coverage_where_steps_are_dear():
+    "ScienceWorld's states are not counted: that took hours"
+    env = ToyHouse()
+    one = next(t for task in env.tasks('train') for t in first_successes(env, task))
+    assert coverage(env, [one], {}) > 0
+    env.enumerable = False
+    assert coverage(env, [one], {}) is None
+    scienceworld = pytest.importorskip('a3t.envs.scienceworld')
+    assert not scienceworld.ScienceWorld.enumerable

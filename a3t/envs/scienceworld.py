@@ -76,7 +76,7 @@ class ScienceWorld(TextEnv):
     "ScienceWorld's tasks"
     instruction = ('You are in a house and do science. You act by one command at a time: teleport to R, look around, look in X, open X, pick up X, focus on X, move X to Y, activate X, use X on Y, wait1. '
         'R is a room: kitchen, outside, bathroom, workshop, greenhouse, living room, bedroom, hallway, art studio or foundry. Focus on a thing only where the task asks for it: a wrong focus ends the task.')
-    splits = SPLITS
+    splits, enumerable = SPLITS, False # a step takes a tenth of a second
 
     def __init__(self,
         names=EASY, # ScienceWorld's names of tasks
