@@ -40,7 +40,7 @@ def assert_same_training(a, b, loss=1e-4, weight=1e-4):
 def test_two_processes_equal_one_and_resume(folder, tmp_path):
     "Killed after the first epoch, all at once, and started again"
     model, tok = load_model(folder, device='cpu', dtype=torch.float32)
-    rows, kw = rows_of(tok), FAST | dict(epochs=8)
+    rows, kw = rows_of(tok), FAST | dict(epochs=24) # enough that it cannot end before the kill
     train(model, tok, rows, tmp_path/'one', **kw)
     job = dict(name=folder, quantize='none', device='cpu', dtype='float32')
     def stop_after_an_epoch():
@@ -50,9 +50,9 @@ def test_two_processes_equal_one_and_resume(folder, tmp_path):
     with pytest.raises(KeyboardInterrupt): launch(TWO, job, rows, tmp_path/'two', **kw)
     assert not (tmp_path/'two'/'adapter').exists()
     done = len(checkpoints(tmp_path/'two'/'checkpoints'))
-    assert 1 <= done < 8
+    assert 1 <= done < 24
     res = launch(TWO, job, rows, tmp_path/'two', **kw)
-    assert res['steps'] == 16 and res['trajectories'] == 5
+    assert res['steps'] == 48 and res['trajectories'] == 5
     assert_same_training(tmp_path/'one', tmp_path/'two')
     assert sorted(p.name for p in (tmp_path/'two').iterdir()) == ['adapter', 'job.json', 'launch.log', 'train.json', 'train.jsonl', 'training.json']
 
