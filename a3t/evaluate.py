@@ -169,5 +169,6 @@ def plot_types(
         err = list(zip(*[(max(v['rate'] - v['ci95'][0], 0), max(v['ci95'][1] - v['rate'], 0)) for _,v in have]))
         ax.bar([j + (i - (len(summaries)-1)/2)*width for j,_ in have], [v['rate'] for _,v in have], width, yerr=err, capsize=2, label=name)
     ax.set(xticks=range(len(types)), xticklabels=types, ylim=(0, 1.02), ylabel='success rate', title=title)
+    if max(map(len, types), default=0) > 12: ax.tick_params('x', rotation=15) # long names would overlap
     if len(summaries) > 1: ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1)) # beside the bars
     return ax
