@@ -60,13 +60,16 @@ def trials(
     lm, # the `LanguageModel` that acts; it forgets what it keeps before each wave
     policy, # as in `rollout`
     wave:int=64, # episodes at once, which are stored together
-    **kwargs, # further arguments of `rollout`: `seed`, `progress`, `patience`
+    progress:str=None, # label of the progress bars, one for each wave; none by default
+    **kwargs, # further arguments of `rollout`: `seed`, `patience`
 )->list: # of `Trajectory`: all that the store holds
     "One trial for each task of a panel; raises `A3TError` where the store holds other tasks"
     have = {t.task for t in read(store)}
-    for some_tasks in chunked([t for t in tasks if t not in have], wave):
+    waves = list(chunked([t for t in tasks if t not in have], wave))
+    for i,some_tasks in enumerate(waves, 1):
         lm.forget()
-        append(store, rollout(make_env, some_tasks, policy, limit=wave, processes=lm.processes, **kwargs))
+        label = f'{progress}, wave {i} of {len(waves)}' if progress and len(waves) > 1 else progress
+        append(store, rollout(make_env, some_tasks, policy, limit=wave, processes=lm.processes, progress=label, **kwargs))
     episodes = read(store)
     check_panel(episodes, tasks)
     return episodes

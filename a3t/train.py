@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAPER', 'PAPER_LATER_EPOCHS', 'rows_loss', 'Batches', 'micro_batches', 'share', 'add_up', 'threads', 'PolicyTrainer',
            'kept_bytes', 'weight_bytes', 'predict_memory', 'most_tokens', 'read_log', 'StepLog', 'checkpoints',
-           'average_adapters', 'save_adapter', 'lora', 'train', 'unpack_4bit', 'train_together', 'launch',
-           'divide_weights']
+           'average_adapters', 'save_adapter', 'lora', 'micro_tokens_on', 'train', 'unpack_4bit', 'train_together',
+           'launch', 'divide_weights']
 
 # %% ../nbs/42_train.ipynb #9833c259
 import contextlib, ctypes, json, math, os, random, re, shlex, shutil, signal, subprocess, sys, tempfile, time, warnings
@@ -342,6 +342,12 @@ def _arguments(model, folder, epochs, learning_rate, schedule, warmup, max_grad_
     return res
 
 # %% ../nbs/42_train.ipynb #0452f6bb
+def micro_tokens_on(
+    device, # torch device
+)->int: # tokens
+    "How many tokens are computed at once by default"
+    return 512 if device.type == 'cpu' else 8192
+
 def train(
     model, # a transformers causal language model from `load_model`; it is the same again afterwards
     tokenizer, # its tokenizer
@@ -373,7 +379,7 @@ def train(
     if not rows: raise A3TError('nothing to train on: the training set is empty; let the round explore more')
     _unsupported(model.config)
     output, device = Path(output), torch.device(divide or model.device)
-    micro_tokens = micro_tokens or (512 if device.type == 'cpu' else 8192)
+    micro_tokens = micro_tokens or micro_tokens_on(device)
     settings |= dict(adapter=adapter and file_hash(adapter), target_modules=target_modules if isinstance(target_modules, str) else sorted(target_modules))
     with PartialState(cpu=device.type == 'cpu').main_process_first(): # alone, if no launcher has started several
         _claim(output, dict(settings=settings, rows=content_hash([asdict(r) for r in rows]), model=[model.config.model_type, model.num_parameters(), str(model.dtype)]))

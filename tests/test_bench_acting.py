@@ -6,7 +6,7 @@ from a3t.models.local import LocalModel, load_model, tiny_model
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     made = load_model(tiny_model(tmp_path/'tiny', vocab_size=40_000, max_position_embeddings=2048), dtype=torch.float32)
-    monkeypatch.setattr(bench, 'load_model', lambda **kw: made)
+    monkeypatch.setattr(bench, 'load_model', lambda *a, **kw: made)
     return made
 
 def test_episodes_are_the_same_each_time_and_share_nothing():

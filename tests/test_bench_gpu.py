@@ -26,7 +26,7 @@ def test_losses_are_those_of_trl(model, rows):
 def test_what_generate_says(tmp_path):
     model = bench.random_model(tmp_path/'m', vocab_size=2000, max_position_embeddings=2048)
     here = bench.act(2, 2, model, 'none', 'cpu')
-    there = bench.act_generate(here['said'], model, 'none', 'cpu')
+    there = bench.act_transformers(here['said'], model, 'none', 'cpu')
     assert len(here['seconds']) == len(there['seconds']) == 2 and {len(t) for e in here['said'] for t in e} == {NEW}
     assert same_share(here['said'], there['said'])[0] == 1.
 

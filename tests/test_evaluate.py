@@ -3,9 +3,11 @@ import math
 from dataclasses import replace
 import pytest
 from hypothesis import given, strategies as st
+from a3t.agents import ReAct
 from a3t.core import A3TError, Trajectory
 from a3t.envs.base import Panel, ToyHouse
-from a3t.evaluate import accumulated_score, check_panel, graded, mean_interval, plot_rates, plot_types, score_table, summarise, wilson
+from a3t.evaluate import accumulated_score, check_panel, graded, mean_interval, plot_rates, plot_types, score_table, summarise, trials, wilson
+from a3t.models.base import ScriptedModel
 
 def traj(task, won=True, kind='pick', reward=None): return Trajectory(task, kind, 'g', 'o', (), float(won) if reward is None else reward, won)
 
@@ -91,3 +93,14 @@ def test_a_graded_reward_stands_beside_success():
     assert score_table(s).loc['r0', 'reward %'] == 75 and graded(s)
     assert 'reward %' not in score_table({'r0':summarise([traj('a'), traj('b', False)])})
     assert plot_rates(s, what='reward').get_ylabel() == 'mean reward'
+
+def test_progress_says_which_wave_it_is(tmp_path, capsys):
+    lm, tasks = ScriptedModel(lambda prompt: 'act[look]'), ToyHouse().tasks('train')[:5]
+    def said(name, **kw):
+        trials(tmp_path/name, tasks, ToyHouse, lm, ReAct(lm), **kw)
+        return capsys.readouterr().err
+    bars = said('a', wave=2, progress='episodes')
+    assert all(f'episodes, wave {i} of 3' in bars for i in (1, 2, 3)) and 'wave 4' not in bars
+    bars = said('b', progress='episodes')
+    assert 'episodes' in bars and 'wave' not in bars
+    assert said('c') == ''
