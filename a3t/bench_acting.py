@@ -21,10 +21,10 @@ def workload(
     episodes:int, # how many
     turns:int, # of each one
     seed:int=0, # everything random
-    vocabulary:int=40_000, # token ids are below
+    vocabulary:int=40_000, # of the model; at most 40,000 token ids are used
 )->list: # of (token ids of the prompt, list of token ids of the observations)
     "Episodes that share nothing"
-    rng = random.Random(seed)
+    rng, vocabulary = random.Random(seed), min(40_000, vocabulary)
     ids = lambda n: [rng.randrange(vocabulary//40, vocabulary) for _ in range(n)]
     return [(ids(PROMPT), [ids(SEEN) for _ in range(turns)]) for _ in range(episodes)]
 
@@ -63,7 +63,7 @@ def act_generate(
     "Single turns with `transformers.generate`, all episodes in a batch"
     model, tokenizer = load_model(name, quantize, device)
     model.generation_config.eos_token_id = None # the end token ends nothing
-    work, res = workload(len(said), len(said[0]), vocabulary=min(40_000, model.config.vocab_size)), dict(said=[], seconds=[])
+    work, res = workload(len(said), len(said[0]), vocabulary=model.config.vocab_size), dict(said=[], seconds=[])
     def answer(ids): return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, pad_token_id=tokenizer.pad_token_id)[:, ids.shape[1]:].tolist()
     if model.device.type == 'cuda': answer(torch.tensor([work[0][0]], device=model.device)) # the first use of a GPU is slow
     for t in turns:

@@ -109,7 +109,7 @@ def act(
     lm = LocalModel(net, tokenizer, slots=episodes)
     lm.engine.ends = set() # the end token ends nothing
     async def ask(ids): return (await lm.engine.ask(ids=ids, adapter='', max_tokens=NEW)).token_ids
-    work = workload(episodes, turns, vocabulary=min(40_000, net.config.vocab_size))
+    work = workload(episodes, turns, vocabulary=net.config.vocab_size)
     gather([ask(work[0][0])]) # the first use of a GPU is slow
     start = time.perf_counter()
     done = gather([play(ask, *e) for e in work], limit=None)
