@@ -51,14 +51,17 @@ def open_run(
     preset:str='', # section of `settings.ini`; '': the run's own, and `smoke` for a new run
     overrides:dict=None, # key → value that wins over the preset
 )->tuple: # the run's folder and its settings
-    "Start a run or go on with it; other settings than it was started with are an `A3TError`"
+    "Start a run or go on with it, perhaps for more rounds; other settings than it was started with are an `A3TError`"
     root = project_root()
     run, overrides = root/run, dict(overrides or {})
     if (run/'run.json').exists():
         old = read_json(run/'run.json')
         if not preset and not overrides: return run, old['settings']
-        _same_settings(run.name, json.loads(json.dumps(load_settings(preset or old['preset'], overrides, root/'settings.ini'))), old['settings']) # as they were written: no tuples
-        return run, old['settings']
+        new = json.loads(json.dumps(load_settings(preset or old['preset'], overrides, root/'settings.ini')))  # as they were written: no tuples
+        more = dict(rounds=max(new['rounds'], old['settings']['rounds']))
+        _same_settings(run.name, new | more, old['settings'] | more)
+        if old['settings'] != new | more: write_json(run/'run.json', old | dict(settings=new | more))
+        return run, new | more
     settings = load_settings(preset or 'smoke', overrides, root/'settings.ini')
     write_json(run/'run.json', dict(preset=preset or 'smoke', overrides=overrides, settings=settings, versions={k:_version(k) for k in PACKAGES},
         python=platform.python_version(), git=_git_commit(root), started=datetime.now(timezone.utc).isoformat(timespec='seconds')))
@@ -145,8 +148,8 @@ def _inputs(run, name, round, settings):
     return res
 
 def _begun(run, name, round, settings):
-    "What a stage depends on, as it is now"
-    return dict(notebook=notebook_hash(notebook_path(name)), settings=content_hash(settings)[:16], inputs=_inputs(run, name, round, settings))
+    "What a stage depends on, as it is now; a run that gets more rounds changes the report's inputs only"
+    return dict(notebook=notebook_hash(notebook_path(name)), settings=content_hash({**settings, 'rounds':None})[:16], inputs=_inputs(run, name, round, settings))
 
 def stage_state(
     run, # folder of the run
@@ -353,7 +356,7 @@ def open_stage(
     "Begin a stage or go on with it; earlier stages that are missing are run first"
     global _stage
     run, settings = open_run(run, preset, overrides)
-    if round >= settings['rounds']: raise A3TError(f"the run {run.name} has {settings['rounds']} rounds, counted from 0: there is no round {round}")
+    if round >= settings['rounds']: raise A3TError(f"the run {run.name} has {settings['rounds']} rounds, counted from 0: there is no round {round}; for more, go on with it by `a3t run` and --set rounds={round + 1}")
     follow_executor()
     if name != 'report': run_needed(run, name, round)
     folder = stage_folder(run, name, round)

@@ -52,7 +52,20 @@ def test_other_settings_are_refused_by_name(fake):
     run, S = open_run('data/runs/a', 'smoke', {'seed':3})
     assert open_run('data/runs/a') == open_run('data/runs/a', 'smoke', {'seed':3}) == (run, S)
     with pytest.raises(A3TError, match=r'seed = 0 \(was 3\).*--name.*delete data/runs/a'): open_run('data/runs/a', 'smoke')
-    with pytest.raises(A3TError, match='environment = .alfworld. .was .base..*rounds'): open_run('data/runs/a', 'paper-alfworld')
+    with pytest.raises(A3TError, match='environment = .alfworld. .was .base..*train_tasks'): open_run('data/runs/a', 'paper-alfworld')
+
+def test_a_finished_run_goes_on_for_more_rounds(fake):
+    run, S = open_run('data/runs/a', 'smoke', {'rounds':1, 'seed':3})
+    by_hand(run, 5)
+    assert open_run('data/runs/a', 'smoke', {'rounds':2, 'seed':3}) == (run, S | {'rounds':2}) == open_run('data/runs/a')
+    assert [stage_state(run, *s) for s in plan(2)] == ['done']*4 + ['new']*3 + ['done']  # the report is made again when there is more to report
+    by_hand(run, 5)
+    assert stage_state(run, 'report', 0) == 'what it reads changed'
+    by_hand(run, 8)
+    assert {stage_state(run, *s) for s in plan(2)} == {'done'}
+    assert open_run('data/runs/a', 'smoke', {'rounds':1, 'seed':3})[1]['rounds'] == 2  # the first command goes on too
+    with pytest.raises(A3TError, match=r'settings: seed = 0 \(was 3\);'): open_run('data/runs/a', 'smoke', {'rounds':3})
+    assert open_run('data/runs/a')[1]['rounds'] == 2
 
 def test_tuples_are_the_lists_that_were_written(fake):
     more = {'generator':{'objects':(6, 10)}}
@@ -148,7 +161,7 @@ def test_done_refuses_missing_results(fake):
 
 def test_no_such_round(fake):
     open_run('data/runs/a', 'smoke', {'rounds':2})
-    with pytest.raises(A3TError, match='no round 2'): open_stage('explore', 'data/runs/a', 2)
+    with pytest.raises(A3TError, match='no round 2.*rounds=3'): open_stage('explore', 'data/runs/a', 2)
 
 def test_panels_are_held(fake):
     run, _ = open_run('data/runs/a', 'smoke', {'rounds':1})
