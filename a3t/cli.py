@@ -188,9 +188,12 @@ def main(
     try:
         f = command(name)
         given = vars(anno_parser(f, prog=f'a3t {name}').parse_args(rest))
-        return f(**{k:given[k] for k in signature(f).parameters}) or 0
+        status = f(**{k:given[k] for k in signature(f).parameters}) or 0
+        sys.stdout.flush()
+        return status
     except (A3TError, StageError) as e: print(f'a3t: {e}', file=sys.stderr)
     except configparser.Error as e: print(f"a3t: settings.ini cannot be read: {' '.join(str(e).split())}", file=sys.stderr)
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read this has read enough: `a3t presets | head -1`
     except KeyboardInterrupt:
         print('\na3t: stopped; the same command goes on from here', file=sys.stderr)
         return 130

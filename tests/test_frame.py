@@ -47,6 +47,11 @@ def test_a_broken_settings_file(project):
     (project.path/'settings.ini').write_text('rounds = 1\n')
     one_line_error(project.a3t('run', 'smoke'), 'settings.ini cannot be read')
 
+def test_a_reader_that_has_read_enough_is_no_error(project):
+    p = project.start('presets')
+    p.stdout.close()  # as `a3t presets | head -1` does
+    assert p.wait(60) == 1 and p.stderr.read() == ''
+
 def test_presets_are_listed(project):
     p = project.a3t('presets')
     assert p.returncode == 0 and [l.split()[0] for l in p.stdout.strip().split('\n')] == ['smoke', 'cpu', 'cpu-cooking', 'cpu-scienceworld', 'cpu-alfworld', 'paper-alfworld', 'webshop-cpu', 'paper-webshop']
