@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['wilson', 'mean_interval', 'check_panel', 'trials', 'summarise', 'graded', 'score_table', 'accumulated_score',
-           'paired', 'plot_rates', 'plot_types']
+           'sign_test', 'paired', 'plot_rates', 'plot_types']
 
 # %% ../nbs/50_evaluate.ipynb #46befef5
 import math
@@ -124,6 +124,14 @@ def accumulated_score(
     return dict(**_score(best), by_type=_by_type(best), by_round=by_round)
 
 # %% ../nbs/50_evaluate.ipynb #a0000051
+def sign_test(
+    first:int, # tasks that only the first agent has won
+    second:int, # tasks that only the second agent has won
+)->float: # two-sided p
+    "Exact test of whether two agents win alike, on the tasks that one of them alone has won"
+    n = first + second
+    return min(1., 2*sum(math.comb(n, i) for i in range(min(first, second) + 1))/2**n)
+
 def paired(
     first, # list of `Trajectory`: one trial on each task of a panel
     second, # another agent's trials on the same panel
@@ -133,8 +141,7 @@ def paired(
     won = {t.task:t.won for t in second}
     count = Counter((t.won, won[t.task]) for t in first)
     a, b = count[True, False], count[False, True]
-    p = min(1., 2*sum(math.comb(a + b, i) for i in range(min(a, b) + 1))/2**(a + b))
-    return dict(n=len(first), both=count[True, True], only_first=a, only_second=b, neither=count[False, False], p=p)
+    return dict(n=len(first), both=count[True, True], only_first=a, only_second=b, neither=count[False, False], p=sign_test(a, b))
 
 # %% ../nbs/50_evaluate.ipynb #61bb8d46
 def plot_rates(
