@@ -108,7 +108,7 @@ def train_trl(
     data = Dataset.from_list([dict(input_ids=list(r.input_ids), labels=[t if m else -100 for t,m in zip(r.input_ids, r.loss_mask)]) for r in order])
     net, tokenizer = load_model(model, quantize, device)
     with tempfile.TemporaryDirectory() as d, quiet():
-        args = SFTConfig(**dict(output_dir=d, num_train_epochs=1, learning_rate=RATE, warmup_steps=.03, weight_decay=0., optim='adamw_torch', use_cpu=device == 'cpu',
+        args = SFTConfig(**dict(output_dir=d, num_train_epochs=1, learning_rate=RATE, warmup_steps=.03, weight_decay=0., optim='adamw_torch', use_cpu=device == 'cpu', bf16=net.dtype == torch.bfloat16,
             per_device_train_batch_size=batch_size, train_sampling_strategy='sequential', logging_steps=1, save_strategy='no', report_to='none', disable_tqdm=True) | settings)
         trainer = SFTTrainer(net, args, train_dataset=data, processing_class=tokenizer, peft_config=LoraConfig(task_type='CAUSAL_LM', **lora), callbacks=[Clock()])
         trainer.remove_callback(PrinterCallback)
