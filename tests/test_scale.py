@@ -19,6 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 TWO = 'torchrun --standalone --nproc-per-node 2'
 FAST = dict(epochs=4, learning_rate=1e-2, batch_size=3, lora_rank=4, target_modules='all-linear')
 
+@pytest.fixture
+def interruptible():
+    "SIGINT raises KeyboardInterrupt here, also where the tests run in the background, which ignores it"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
@@ -37,7 +44,7 @@ def assert_same_training(a, b, loss=1e-4, weight=1e-4):
     assert one.keys() == two.keys() and any(v.abs().max() > .05 for v in one.values())
     for k in one: torch.testing.assert_close(one[k], two[k], atol=weight, rtol=0)
 
-def test_two_processes_equal_one_and_resume(folder, tmp_path):
+def test_two_processes_equal_one_and_resume(folder, tmp_path, interruptible):
     "Killed after the first epoch, all at once, and started again"
     model, tok = load_model(folder, device='cpu', dtype=torch.float32)
     rows, kw = rows_of(tok), FAST | dict(epochs=24) # enough that it cannot end before the kill
