@@ -13,7 +13,7 @@ from pathlib import Path
 from .accumulate import read
 from .envs.base import NUMBERED
 from .core import A3TError, read_json
-from .evaluate import wilson
+from .evaluate import fisher_test, wilson
 
 # %% ../nbs/52_alarms.ipynb #904b9345
 ALARMS = ('no successes found', 'incoherent reasons', 'the loss is not finite', 'a gradient is not finite', 'the contrast term runs away', 'success falls')
@@ -96,10 +96,11 @@ def contrast_runs_away(
 def falls(
     before:dict, # `successes` and `n` of an earlier round
     now:dict, # the same of this round
+    choices:int=1, # rounds of which `before` is the best: choosing makes chance differences more frequent
 )->bool: # is this round worse, by more than chance?
-    "Is the difference of two rates surely below zero?"
-    (p, (low, _)), (q, (_, high)) = [(s['successes']/s['n'], wilson(s['successes'], s['n'])) for s in (before, now)]
-    return p - q > math.hypot(p - low, high - q)
+    "Is the difference of two rates surely below zero? Fisher's exact test, 5%"
+    (a, n), (b, m) = ((s['successes'], s['n']) for s in (before, now))
+    return b/m < a/n and choices*fisher_test(a, n, b, m) < .05
 
 def success_falls(
     scores, # of dicts with `successes` and `n`, one for each round on the same panel, in order
@@ -109,7 +110,7 @@ def success_falls(
     *before, now = scores
     best = max(range(len(before)), key=lambda r: before[r]['successes']/before[r]['n'])
     return [alarm('success falls', f"{now['successes']} of {now['n']} tasks, but {before[best]['successes']} of {before[best]['n']} in round {best}: "
-                  'go on from that adapter, with a lower learning_rate or fewer epochs')] if falls(before[best], now) else []
+                  'go on from that adapter, with a lower learning_rate or fewer epochs')] if falls(before[best], now, len(before)) else []
 
 # %% ../nbs/52_alarms.ipynb #d1a558fe
 def _lines(path): return [json.loads(l) for l in path.read_text().splitlines()] if path.exists() else []

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['wilson', 'mean_interval', 'check_panel', 'trials', 'summarise', 'graded', 'score_table', 'accumulated_score',
-           'sign_test', 'paired', 'plot_rates', 'plot_types']
+           'sign_test', 'fisher_test', 'paired', 'plot_rates', 'plot_types']
 
 # %% ../nbs/50_evaluate.ipynb #46befef5
 import math
@@ -131,6 +131,19 @@ def sign_test(
     "Exact test of whether two agents win alike, on the tasks that one of them alone has won"
     n = first + second
     return min(1., 2*sum(math.comb(n, i) for i in range(min(first, second) + 1))/2**n)
+
+def fisher_test(
+    first:int, # successes of the first agent
+    n:int, # its trials
+    second:int, # successes of the second agent
+    m:int, # its trials
+)->float: # two-sided p: twice the smaller tail
+    "Fisher's exact test of whether two agents win alike, where their tasks are not paired"
+    lchoose = lambda a, b: math.lgamma(a + 1) - math.lgamma(b + 1) - math.lgamma(a - b + 1)
+    won = first + second
+    p = lambda k: math.exp(lchoose(n, k) + lchoose(m, won - k) - lchoose(n + m, won))
+    low, high = max(0, won - m), min(n, won)
+    return min(1., 2*min(sum(map(p, range(low, first + 1))), sum(map(p, range(first, high + 1)))))
 
 def paired(
     first, # list of `Trajectory`: one trial on each task of a panel

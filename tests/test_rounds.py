@@ -6,7 +6,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from tqdm import tqdm
 from a3t.core import A3TError, project_root, read_json, write_json
 from a3t.cli import main
-from a3t.rounds import (ONCE, OUTPUTS, StageError, Watch, check_parameters, execute, lock, needs, notebook_hash, open_run, open_stage,
+from a3t.rounds import (clock, ONCE, OUTPUTS, StageError, Watch, check_parameters, execute, lock, needs, notebook_hash, open_run, open_stage,
                         plan, progress_line, read_manifest, run_all, run_folder, run_stage, set_aside, stage_folder, stage_state, unlock)
 from conftest import Project, ROOT, one_line_error
 
@@ -200,6 +200,18 @@ def test_unlock_counts_although_a_worker_lives(tmp_path):
     finally: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
 
 # -- progress
+
+@pytest.mark.parametrize('seconds,want', [
+    (0, '0 s'), (.4, '0 s'), (.6, '1 s'), (59, '59 s'), (59.4, '59 s'), (59.6, '1:00'), (60, '1:00'), (3599, '59:59'), (3599.7, '1:00:00'),
+    (3600, '1:00:00'), (86_399, '23:59:59'), (86_399.6, '1 d 00:00:00'), (86_400, '1 d 00:00:00'), (90_061, '1 d 01:01:01'), (10_000_000, '115 d 17:46:40'),
+    (-.3, '0 s'), (-90, '0 s'), (float('nan'), '?'), (float('inf'), '?'), (-float('inf'), '?'), (None, '?')])
+def test_clock(seconds, want): assert clock(seconds) == want
+
+def test_progress_lines_of_days_and_without_an_estimate():
+    at = dict(stage='train', round=0, label='steps', done=30, total=60, note='', left=90_061.)
+    assert progress_line('train', 0, at, 86_400) == 'round 0 · train · steps 30/60 · 1 d 00:00:00 · about 1 d 01:01:01 left'
+    for unknown in (None, float('nan'), float('inf')):
+        assert progress_line('train', 0, at | dict(left=unknown), 5) == 'round 0 · train · steps 30/60 · 5 s'
 
 def test_progress_lines(capsys, tmp_path):
     at = dict(stage='train', round=0, label='steps', done=30, total=60, note='loss 0.31', left=3700.)
