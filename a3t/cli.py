@@ -78,6 +78,8 @@ def print_results(
         rows |= {f"round {r['round']}":r['splits'][split] for r in report['rounds'] if split in r.get('splits', {})}
         if split in report.get('accumulated', {}): rows['accumulated over rounds'] = report['accumulated'][split]
         print(f"\n{split}: {next(iter(rows.values()))['n']} tasks, one trial each\n{score_table(rows).to_string()}")
+    new = report.get('stability', {})
+    if new.get('rounds'): print(f"\nverdict: {new['verdict']}: {new['why']}. {new['advice']}")
     for m in report.get('missing', []): print(f'missing: {m}')
     for a in report.get('alarms', []): print(f"warning: {stage_name(a['stage'], a['round'])}: {a['name']}")
     print(f"\nreport: {os.path.relpath(Path(run)/'report.html')}")

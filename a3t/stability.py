@@ -207,7 +207,7 @@ def judge(
     say = lambda word, why: dict(verdict=word, why=why, advice=ADVICE[word])
     rounds = _on_one_panel(records)
     if rounds and not any(r['successes'] for r in rounds):
-        return say('nothing learned', f"none of {rounds[-1]['n']} tasks was won in any of {len(rounds)} evaluated rounds")
+        return say('nothing learned', f"no evaluated round won any of the {rounds[-1]['n']} tasks")
     if len(rounds) < 2: return say('too few to tell', 'fewer than two rounds are evaluated on the same tasks')
     if why := _degrades(rounds): return say('degrading', why)
     if why := _saturated(rounds, records): return say('saturated', why)
