@@ -121,9 +121,9 @@ def _plot_type(ax, name, rows, baselines):
 def _plot_types(fig, split, rows, baselines, types, lines):
     "A small plot for each task type"
     fig.suptitle(f'{split}: success rate by task type', fontsize=10)
-    axes = fig.subplots(lines, min(PANELS, len(types)), sharey=True, squeeze=False).flat
+    axes = fig.subplots(lines, min(PANELS, len(types)), sharey=True, squeeze=False).flatten()
     for ax,name in zip(axes, types): _plot_type(ax, name, rows, baselines)
-    for ax in axes: ax.axis('off')
+    for ax in axes[len(types):]: ax.axis('off')
 
 def plot_success(
     report:dict, # what `report_dict` made
@@ -136,12 +136,13 @@ def plot_success(
     lines = math.ceil(len(types)/PANELS) if len(types) > 1 else 0
     fig = plt.figure(figsize=(8.4, 3 + 1.7*lines), layout='constrained')
     heights = [3, 1.7*lines] if lines else [3]
+    step = math.ceil(len(rows)/12) # of 30 rounds, not each has a label
     above, *below = fig.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     what = ('rate', 'reward') if graded({**rows, **base}) else ('rate',)
     with matplotlib.rc_context(PLAIN):
         for ax,w in zip(above.subplots(1, len(what), squeeze=False)[0], what):
             plot_rates(rows, base, f'{split}: one trial a task', ax, w)
-            ax.set_xlabel('round')
+            ax.set(xlabel='round', xticks=range(0, len(rows), step), xticklabels=list(rows)[::step])
         for part in below: _plot_types(part, split, rows, base, types, lines)
     return fig
 

@@ -225,11 +225,12 @@ def wide_report(run, rounds=8, types=12):
                          settings=report['settings'] | dict(model='m'*300, generator=str(list(range(300)))),
                          stability=report['stability'] | dict(rounds=[new | dict(round=r) for r in range(rounds)]))
 
-def test_labels_of_a_plot_do_not_overlap(tmp_path):
-    report = wide_report(make_run(tmp_path/'run'))
+@pytest.mark.parametrize('rounds,types', [(8, 12), (30, 5), (1, 2), (2, 1)])
+def test_labels_of_a_plot_do_not_overlap(tmp_path, rounds, types):
+    report = wide_report(make_run(tmp_path/'run'), rounds, types)
     fig = plot_success(report, 'unseen')
     fig.canvas.draw()
-    assert fig.get_size_inches()[0] <= 8.5 and len([ax for ax in fig.axes if ax.axison]) == 14
+    assert fig.get_size_inches()[0] <= 8.5 and len([ax for ax in fig.axes if ax.axison]) == 2 + (types if types > 1 else 0)
     for ax in fig.axes:
         boxes = [t.get_window_extent() for t in ax.get_xticklabels() if t.get_text()]
         assert all(a.x1 < b.x0 for a,b in zip(boxes, boxes[1:]))
