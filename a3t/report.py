@@ -97,8 +97,9 @@ def stage_table(
 )->pd.DataFrame: # a column for each round
     "What exploring found and what training did, round by round"
     def flat(r):
-        facts = {(s, k):v for s in ('explore', 'train') for k,v in r.get(s, {}).items() if not isinstance(v, (dict, list))}
-        return {f"{s}: {'time' if k == 'seconds' else k}":clock(v) if k == 'seconds' else v for (s, k),v in facts.items()}
+        facts = {f'{s}: {k}':v for s in ('explore', 'train') for k,v in r.get(s, {}).items() if not isinstance(v, (dict, list))}
+        times = {k:clock(v) for k,v in facts.items() if k.endswith(': seconds')}
+        return {k.replace(': seconds', ': time'):times.get(k, v) for k,v in facts.items()}
     return pd.DataFrame([flat(r) for r in report['rounds']], index=[f"round {r['round']}" for r in report['rounds']]).astype(object).T
 
 # %% ../nbs/61_report.ipynb #8b4f0795
@@ -167,7 +168,8 @@ def plot_trajectories(
 
 # %% ../nbs/61_report.ipynb #a3loss02
 SMOOTH = 40 # a smoothed curve shows about so many independent means
-CURVES = (('loss', 'loss', '.25'), ('logp_won', 'log-probability of successes', COLOURS['policy']), ('logp_lost', 'of failures', COLOURS['sampled']))
+CURVES = (('loss', 'loss', '.25'), ('logp_won', 'log-probability of successes', COLOURS['policy']),
+          ('logp_lost', 'of failures', COLOURS['sampled']))
 
 def _steps(path):
     "The lines of a step log; a line that a kill cut short is left out"
@@ -241,7 +243,8 @@ def time_table(
 )->pd.DataFrame: # a row for each round, durations to read
     "How long each stage took"
     timed = [r for r in report['rounds'] if 'seconds' in r]
-    return pd.DataFrame([{k:clock(v) for k,v in r['seconds'].items()} for r in timed], index=[f"round {r['round']}" for r in timed])
+    names = [f"round {r['round']}" for r in timed]
+    return pd.DataFrame([{k:clock(v) for k,v in r['seconds'].items()} for r in timed], index=names)
 
 def _unit(
     seconds:float, # the longest duration of a plot
@@ -284,7 +287,8 @@ def _figure(fig):
     "A figure as an `<img>` with the picture inside; a narrow screen scrolls it"
     fig.savefig(out := io.BytesIO(), format='png', dpi=110, metadata={'Software':None})
     plt.close(fig)
-    return f'<div class="wide"><img alt="plot" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"></div>'
+    picture = base64.b64encode(out.getvalue()).decode()
+    return f'<div class="wide"><img alt="plot" src="data:image/png;base64,{picture}"></div>'
 
 def _number(x): return f'{x:.0f}' if float(x).is_integer() else f'{x:.4g}' # counts become floats where one is missing
 
@@ -292,7 +296,8 @@ def _table(df):
     "A table; one that is wider than the page scrolls"
     return '<div class="wide">' + df.to_html(border=0, escape=True, na_rep='–', float_format=_number) + '</div>'
 
-STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;overflow-wrap:anywhere}
+STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
+body{overflow-wrap:anywhere}
 .wide{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0;font-size:14px;overflow-wrap:normal}
 td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;text-align:right}td{white-space:nowrap}
 th:first-child{text-align:left;min-width:7rem;position:sticky;left:0;background:#fff}
@@ -304,17 +309,20 @@ details{border:1px solid #ddd;border-radius:4px;padding:.3rem .8rem;margin:.4rem
 def _head(run, report):
     e = html.escape
     engine = f" ({report['engine']})" if report['engine'] else ''
-    facts = f"preset {report['preset']} · {report['environment']}{engine} · {report['model']} · {clock(report['seconds'])} of work"
+    facts = f"preset {report['preset']} · {report['environment']}{engine} · {report['model']} · "
+    facts += f"{clock(report['seconds'])} of work"
     parts = [f'<h1>{e(Path(run).name)}</h1><p>{e(facts)}</p>']
     if report['missing']: parts.append(f"<p><b>Not finished.</b> Missing: {e(', '.join(report['missing']))}</p>")
-    alarms = [f"<li><b>{e(a['name'])}</b> ({e(stage_name(a['stage'], a['round']))}): {e(a['text'])}</li>" for a in report['alarms']]
+    item = lambda a: f"<li><b>{e(a['name'])}</b> ({e(stage_name(a['stage'], a['round']))}): {e(a['text'])}</li>"
+    alarms = [item(a) for a in report['alarms']]
     return parts + (['<h2>Alarms</h2><ul>', *alarms, '</ul>'] if alarms else [])
 
 def _success(report):
     parts, base = [], report['baselines_split']
     for split in sorted({*_splits(report), *([base] if base else [])}):
-        parts.append(f'<h2>Success on {html.escape(split)} tasks</h2><p>In %, with 95% intervals: Wilson\'s for success, bootstrap for the mean '
-                     'reward. <i>Accumulated</i> takes the best round of each task.</p>' + _table(success_table(report, split)))
+        parts += [f'<h2>Success on {html.escape(split)} tasks</h2>',
+                  "<p>In %, with 95% intervals: Wilson's for success, bootstrap for the mean reward. ",
+                  '<i>Accumulated</i> takes the best round of each task.</p>', _table(success_table(report, split))]
         if split in _splits(report): parts.append(_figure(plot_success(report, split)))
     return parts
 
@@ -322,8 +330,10 @@ def _rounds(run, report):
     "What each round found and learned"
     e, parts = html.escape, []
     if explored := [r['round'] for r in report['rounds'] if r.get('explore')]:
-        parts += ['<h2>Trajectories found and trained on</h2>', _figure(plot_trajectories(run, max(explored) + 1)), _table(stage_table(report))]
-    if logs := training_logs(run, report['settings']['rounds']): parts += ['<h2>Training</h2>', _figure(plot_training(logs))]
+        parts += ['<h2>Trajectories found and trained on</h2>', _figure(plot_trajectories(run, max(explored) + 1)),
+                  _table(stage_table(report))]
+    if logs := training_logs(run, report['settings']['rounds']):
+        parts += ['<h2>Training</h2>', _figure(plot_training(logs))]
     if not (new := report['stability'])['rounds']: return parts
     say = f"<p>Verdict: <b>{e(new['verdict'])}</b>: {e(new['why'])}. {e(new['advice'])}</p>"
     return [*parts, '<h2>What is new</h2>', say, _table(stability_table(new['rounds']).astype(object).T)]
@@ -331,10 +341,11 @@ def _rounds(run, report):
 def _trajectories(run, report):
     e, trajs = html.escape, some_trajectories(run, report['settings']['rounds'])
     key = ' '.join(f'<b style="color:{c}">{e(k)}</b>' for k,c in COLOURS.items())
-    head = [f'<h2>Trajectories to read</h2><p>Who chose the action: {key}. Invalid actions are struck through.</p>'] if trajs else []
-    show = lambda i, name, t: (f"<details{'' if i else ' open'}><summary>{e(name)}: {e(t.goal)} ({'won' if t.won else 'lost'})</summary>"
-                               f'{trajectory_html(t)}</details>')
-    return head + [show(i, name, t) for i,(name, t) in enumerate(trajs)]
+    if not trajs: return []
+    head = f'<h2>Trajectories to read</h2><p>Who chose the action: {key}. Invalid actions are struck through.</p>'
+    title = lambda name, t: f"{e(name)}: {e(t.goal)} ({'won' if t.won else 'lost'})"
+    return [head, *(f"<details{'' if i else ' open'}><summary>{title(name, t)}</summary>{trajectory_html(t)}</details>"
+                    for i,(name, t) in enumerate(trajs))]
 
 def report_html(
     run, # folder of the run
@@ -345,8 +356,8 @@ def report_html(
     times = ['<h2>Time</h2>', _table(time_table(report)), _figure(plot_time(report))] if len(time_table(report)) else []
     parts = [*_head(run, report), *_success(report), *_rounds(run, report), *_trajectories(run, report), *times,
              '<h2>Settings</h2><div class="settings">', _table(settings), '</div>']
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<title>{html.escape(Path(run).name)}</title><style>{STYLE}</style><body>{"".join(parts)}</body></html>\n')
+    return (f'<!doctype html><html lang="en"><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(Path(run).name)}</title><style>{STYLE}</style><body>{"".join(parts)}</body></html>\n')
 
 # %% ../nbs/61_report.ipynb #1424867f
 def write_report(

@@ -527,7 +527,8 @@ class Watch:
         self.stop.set()
         self.thread.join()
         if sys.stdout.isatty(): print('\r\x1b[2K', end='')
-        print(f"{stage_name(self.name, self.round)} · {'stopped after' if kind else 'done in'} {clock(time.monotonic() - self.t0)}", flush=True)
+        ended = f"{'stopped after' if kind else 'done in'} {clock(time.monotonic() - self.t0)}"
+        print(f'{stage_name(self.name, self.round)} · {ended}', flush=True)
         if not kind:
             for a in collect_alarms(stage_folder(self.run, self.name, self.round), [self.name]): print(f"  warning: {a['name']}: {a['text']}", flush=True)
 
