@@ -386,7 +386,7 @@ def test_odd_products(tmp_path):
     items = [dict(asin='A1'), dict(asin='A1', name='again'), dict(asin='nan'), dict(asin='toolong12345'), dict(ITEM, asin='A2', small_description='One text', full_description=None, images=None, pricing=None),
              dict(ITEM, asin='A3', name='\x00\x1b[31m\ud83d<script>', customization_options={'Color':[]})]
     shop = small(tmp_path, items, {'A1':None, 'A3':dict(attributes=[], instruction='Find me', instruction_attributes=['x'])}, ask('A1', 'A2', 'A3'))
-    assert len(shop) == 3 and shop.product('A2').bullets == ('One text',) and shop.product('A2').price_tag == '$100.0' and shop.product('A1').attributes == ('DUMMY_ATTR',)
+    assert len(shop) == 4 and shop.product('toolong12345') and shop.product('A2').bullets == ('One text',) and shop.product('A2').price_tag == '$100.0' and shop.product('A1').attributes == ('DUMMY_ATTR',)
     assert shop.product('A3').combinations == 0 and shop.meta['goals'] == dict(human=3, synthetic=0)
     for form in PAGES: check_environment(WebShop(shop, pages=form), 'test')
     for name in ('A9', '', 'é', '\ud800', 'A'*5000):
