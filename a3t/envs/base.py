@@ -9,7 +9,7 @@ __all__ = ['NUMBERED', 'LITTLE_WORDS', 'PLACES', 'THINGS', 'LEVELS', 'INFO', 'BA
            'check_moments', 'check_apart', 'check_environment', 'replay_equal', 'open_space', 'check_needs']
 
 # %% ../../nbs/10_envs.base.ipynb #beedc339
-import copy, importlib, math, numbers, random, re
+import copy, importlib, inspect, math, numbers, random, re
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -537,34 +537,43 @@ def _returns(trial, moment, old, went, where):
         trial.must(_look(trial, action) == then, f'restore does not bring the whole state back {where}: {action!r} then has another effect than before; save all that changes')
     trial.must(moment == kept, 'a moment from save changes while the episode goes on: copy what it holds, as tuples')
 
+def _walk(trial, task, most, seed):
+    "Play at random: list of (moment, a copy of it, info, action, what came and the state after it)"
+    choose, info, passed = _chooser(trial.env, seed), trial.reset(task)[1], []
+    while len(passed) < most:
+        before, moment = info, trial.call('save')
+        action = choose(len(passed), info)
+        passed.append((moment, copy.deepcopy(moment), before, action, then := _look(trial, action)))
+        info = then[0][-1]
+        if then[0][2] or then[0][3]: break
+    same = all(moment == kept for moment,kept,*_ in passed)
+    trial.must(same, 'a moment from save changes while the episode goes on: copy what it holds, as tuples')
+    return passed
+
 def check_moments(
     trial:Trial, # the environment on trial
     task:str, # task id
     other:str, # another one
-    steps:int, # most steps
+    steps:int, # most steps of all walks together
 ):
     "A moment can be returned to, from anywhere and more than once"
-    env, choose, most = trial.env, _chooser(trial.env, 1), min(trial.env.max_steps, steps, 12)
-    for method in ('save', 'restore', 'key'): trial.must(_defines(env, method), f'{method} is missing: define it, or leave out `explore` and use opening = prompted')
+    most = min(trial.env.max_steps, steps, 12)
+    for method in ('save', 'restore', 'key'): trial.must(_defines(type(trial.env), method), f'{method} is missing: define it, or leave out `explore` and use opening = prompted')
     _hashable(trial, task)
-    info, passed = trial.reset(task)[1], []
-    for k in range(most):
-        before, moment = info, trial.call('save')
-        action = choose(k, info)
-        passed.append((moment, before, action, then := _look(trial, action)))
-        info = then[0][-1]
-        if then[0][2] or then[0][3]: break
-    for i in {0, len(passed)//2, len(passed) - 1}:
-        moment, before, went = passed[i][0], passed[i][1], [p[2:] for p in passed[i:]]
-        for where in ('in the same episode', 'a second time'): _returns(trial, moment, before, went, where)
-        trial.reset(other)
-        _returns(trial, moment, before, went, 'from another task')
-    _keys(trial, task, passed)
+    for seed in range(max(1, min(4, steps//most))):
+        passed = _walk(trial, task, most, seed)
+        for i in {0, len(passed)//2, len(passed) - 1}:
+            moment, _, before = passed[i][:3]
+            went = [p[3:] for p in passed[i:]]
+            for where in ('in the same episode', 'a second time'): _returns(trial, moment, before, went, where)
+            trial.reset(other)
+            _returns(trial, moment, before, went, 'from another task')
+        _keys(trial, task, passed)
 
 def _keys(trial, task, passed):
     "Check that `key` tells states apart, and does not count steps"
     known = {}
-    for _,_,_,(got, key, _) in passed:
+    for *_,(got, key, _) in passed:
         actions = frozenset(got[-1]['admissible_actions'])
         trial.must(known.setdefault(key, actions) == actions, 'key is the same for two states with different actions: put all into it that changes')
     trial.reset(task)
@@ -579,7 +588,7 @@ def _keys(trial, task, passed):
     trial.must(len(short) <= 3, 'max_steps must be read at every step: exploring changes it')
 
 # %% ../../nbs/10_envs.base.ipynb #c7a10011
-def _defines(env, method): return getattr(type(env), method, None) not in (None, getattr(TextEnv, method))
+def _defines(cls, method): return getattr(cls, method, None) not in (None, getattr(TextEnv, method))
 
 def check_apart(
     trial:Trial, # the environment on trial
@@ -642,15 +651,18 @@ def open_space(
 def check_needs(
     settings:dict, # of a run: opening, p and invalid_limit are read
     spec:tuple, # name and arguments of the environment that explores, as `load_environment` takes them
+    quick:bool=False, # is the class enough, where `load` says which one it returns? So no games are generated
 ):
     "Raise `A3TError` where the environment of a run cannot do what the settings ask for"
-    env = load_environment(spec[0], **spec[1])
+    cls = inspect.signature(environment_module(spec[0]).load).return_annotation
+    known = quick and isinstance(cls, type) and issubclass(cls, TextEnv) and cls is not TextEnv
+    env = None if known else load_environment(spec[0], **spec[1])
     engine = spec[1].get('engine')
     name = f'the environment {spec[0]}' + (f' with explore_engine = {engine}' if engine else '')
     sampled = settings['opening'] == 'sampled'
-    missing = [m for m in ('save', 'restore', 'key') if not _defines(env, m)]
+    missing = [m for m in ('save', 'restore', 'key') if not _defines(cls if known else type(env), m)]
     if sampled and missing:
         other = 'another explore_engine, or ' if engine else ''
         raise A3TError(f"opening = sampled returns to saved states, but {name} lacks {', '.join(missing)}: set {other}opening=prompted")
-    if (sampled or settings['p'] > 0 or settings['invalid_limit'] > 0) and open_space(env):
+    if env and (sampled or settings['p'] > 0 or settings['invalid_limit'] > 0) and open_space(env):
         raise A3TError(f'{name} lists no actions, so nothing can be sampled: set opening=prompted, p=0 and invalid_limit=0')
