@@ -357,7 +357,7 @@ def _products(files, names):
         if asin == 'nan' or names.get(typed(asin)) == asin: continue
         if original and len(asin) > LONGEST_ID and asin not in table.get('asked', {}): continue
         names[_check_id(asin, names, files['items'])] = asin
-        try: yield make_product(item, _entry(table['tags'].get(asin)), table.get('asked', {}).get(asin, ()), table.get('nouns', {}).get(asin), table['reviews'].get(asin))
+        try: yield make_product(dict(item, asin=asin), _entry(table['tags'].get(asin)), table.get('asked', {}).get(asin, ()), table.get('nouns', {}).get(asin), table['reviews'].get(asin))
         except (KeyError, TypeError, AttributeError, ValueError) as e: raise A3TError(f"the product {asin} in {files['items']} cannot be read ({type(e).__name__}: {e}): mend or remove it") from e
 
 GOAL_FIELDS = dict(asin=str, instruction_text=str, attributes=list, goal_options=(list, dict), price_upper=(int, float), query=str, name=str, product_category=str, category=str)
