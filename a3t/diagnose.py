@@ -39,7 +39,7 @@ def commands_at(
     "What could be done at a point of an episode"
     _, info = env.reset(seed=traj.seed, options={'task':traj.task})
     for a in traj.actions[:i]: *_, info = env.step(a)
-    return tuple(info['admissible_actions'])
+    return tuple(info['admissible_actions'] or ())
 
 def moments(
     env, # a `TextEnv`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'check_packages', 'check_kernel', 'is_whole', 'check_weights', 'check_machine', 'check_bitsandbytes',
-           'check_environment_data', 'diagnose', 'doctor_words', 'doctor', 'doctor_command']
+           'check_environment_data', 'check_environment_needs', 'diagnose', 'doctor_words', 'doctor', 'doctor_command']
 
 # %% ../nbs/63_doctor.ipynb #fd16d9f0
 import json, platform, shutil, sys
@@ -13,7 +13,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Annotated
 from .core import A3TError, data_folder, load_settings, project_root
-from .envs.base import Check, environment_module
+from .envs.base import Check, check_needs, environment_module
 
 # %% ../nbs/63_doctor.ipynb #cf96b625
 def check_packages(
@@ -124,12 +124,22 @@ def check_environment_data(
     if not hasattr(module, 'check_data'): return [Check(f"data of {settings['environment']}", True, 'needs none')]
     return module.check_data(**{k:settings[k] for k in signature(module.load).parameters if k in settings})
 
+def check_environment_needs(
+    settings:dict, # as `load_settings` gives them
+)->list: # of `Check`
+    "Can the environment that explores do what the settings ask for?"
+    from a3t.rounds import environment_spec
+    what = f"environment {settings['environment']}"
+    try: check_needs(settings, environment_spec(settings, 'explore_engine'), quick=True)
+    except A3TError as e: return [Check(what, False, *str(e).rpartition(': ')[::2])]
+    return [Check(what, True, f"does what opening = {settings['opening']} and p = {settings['p']} need")]
+
 def diagnose(
     settings:dict, # as `load_settings` gives them
 )->list: # of `Check`
     "Every check, for the settings of a run"
     res = check_packages() + check_kernel()
-    parts = [check_environment_data, lambda s: check_weights(s['model']), check_machine]
+    parts = [check_environment_data, check_environment_needs, lambda s: check_weights(s['model']), check_machine]
     for part in parts + [lambda s: check_bitsandbytes(s['device'] or None)]*(settings['quantize'] == 'nf4'):
         try: res += part(settings)
         except ImportError as e: res.append(Check(f'import of {e.name}', False, str(e), 'make setup'))

@@ -21,7 +21,7 @@ from tqdm import tqdm
 import a3t
 from .alarms import collect_alarms, error_alarms, stage_alarms
 from .core import A3TError, content_hash, data_folder, file_hash, load_settings, project_root, read_json, seed_for, write_json
-from .envs.base import Panel, environment_module, load_environment
+from .envs.base import Panel, check_needs, environment_module, load_environment
 
 # %% ../nbs/60_rounds.ipynb #4949540f
 def run_folder(
@@ -64,6 +64,7 @@ def open_run(
         if old['settings'] != new | more: write_json(run/'run.json', old | dict(settings=new | more))
         return run, new | more
     settings = load_settings(preset or 'smoke', overrides, root/'settings.ini')
+    check_needs(settings, environment_spec(settings, 'explore_engine'))
     write_json(run/'run.json', dict(preset=preset or 'smoke', overrides=overrides, settings=settings, versions={k:_version(k) for k in PACKAGES},
         python=platform.python_version(), git=_git_commit(root), started=datetime.now(timezone.utc).isoformat(timespec='seconds')))
     return run, settings

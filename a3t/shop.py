@@ -19,6 +19,7 @@ from tornado import httpserver, netutil, template, web
 from .accumulate import read
 from .core import A3TError, Step, Trajectory, from_row, read_json
 from .envs.base import load_environment
+from .envs.shopdata import typed
 
 # %% ../nbs/64_shop.ipynb #88abd2d2
 @dataclass
@@ -136,7 +137,7 @@ class View:
 
     def accepts(self, label):
         "Would a click on this label be understood?"
-        return self.live and (self.actions is None or f'click[{label.lower()}]' in self.actions)
+        return self.live and (self.actions is None or f'click[{typed(label)}]' in self.actions)
 
 class Page(web.UIModule):
     "All blocks of a page"
@@ -146,7 +147,7 @@ class Click(web.UIModule):
     "One button"
     def render(self, label, view, text='', style='', clicked=False):
         if clicked: style += ' chosen'
-        if view.marked == f'click[{label.lower()}]': style += ' next'
+        if view.marked == f'click[{typed(label)}]': style += ' next'
         return self.render_string('click', label=label, text=text or label, style=style.strip(), clicked=clicked, enabled=view.accepts(label), view=view)
 
 # %% ../nbs/64_shop.ipynb #ff4dfe2b
@@ -280,7 +281,7 @@ class Play(Handler):
         self.render('episode', blocks=page_blocks(e.observation, e.goal), view=view, left=max(0, getattr(self.shop.env, 'max_steps', 0) - len(e.steps)), PARTS=PARTS, **vars(e))
     def post(self, key):
         query, label = self.get_body_argument('search', None), self.get_body_argument('click', '', strip=False)
-        self.shop.act(key, f'click[{label.lower()}]' if query is None else f'search[{query}]')
+        self.shop.act(key, f'click[{typed(label)}]' if query is None else f'search[{query}]')
         self.redirect(f'/episode/{key}', status=303)
 
 class Recorded(Handler):

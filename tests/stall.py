@@ -21,7 +21,7 @@ class Stall(TextEnv):
     def restore(self, moment):
         self.task, self.page, self.asin, self.chosen, self.n, self.query, self.reward = moment
         return self._info(True)
-    def key(self): return self.save()
+    def key(self): return self.task, self.page, self.asin, self.chosen, self.query, self.reward
     @property
     def goal(self): return GOALS.get(self.task, self.task)
     def _labels(self):

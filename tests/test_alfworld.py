@@ -184,7 +184,7 @@ def test_exemplar_is_what_the_engine_answers():
     assert all(s.reason for s in EXEMPLAR.steps)
 
 
-def test_contract(): check_environment(load_environment('alfworld', games=mini_games()))
+def test_contract(): check_environment(load_environment('alfworld', games=mini_games()), needs=('play', 'compose'))
 
 
 def test_observation_goal_and_info():

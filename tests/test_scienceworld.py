@@ -15,7 +15,7 @@ needs_java = pytest.mark.skipif(not shutil.which('java'), reason='ScienceWorld n
 def env(): return load('easy')
 
 @needs_java
-def test_contract(env): check_environment(env, 'dev')
+def test_contract(env): check_environment(env, 'dev', steps=12, needs=('play', 'compose')) # moments have a test below
 
 @needs_java
 def test_splits(env):

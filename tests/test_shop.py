@@ -56,6 +56,7 @@ def harmless(page):
 
 def test_the_stall_keeps_the_contract():
     Stall.exemplar = play(Stall(), 'mug/1', ['search[red mug]', 'click[g000000001]', 'click[red]', 'click[large]', 'click[buy now]'])
+    Stall.exemplar = replace(Stall.exemplar, steps=tuple(replace(s, reason='The task says so.') for s in Stall.exemplar.steps))
     Stall.instruction = 'Buy.'
     check_environment(Stall())
 

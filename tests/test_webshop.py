@@ -14,6 +14,7 @@ from a3t.envs.webshop import *
 from a3t.envs.base import Panel, check_environment, load_environment, play, replay_equal
 from a3t.explore import Habits, explore, first_successes, imitate, shrink, wins
 from a3t.envs.shopgen import generate_shop
+from a3t.prompts import parse_step, render_step
 
 ROOT = Path(__file__).parents[1]
 PLACES = [Path(p) for p in (os.environ.get('WEBSHOP_DATA'), ROOT/'data'/'webshop', Path(os.environ.get('A3T_SHARED') or ROOT.parent/'shared')/'data'/'webshop') if p]
@@ -386,11 +387,105 @@ def test_odd_products(tmp_path):
     items = [dict(asin='A1'), dict(asin='A1', name='again'), dict(asin='nan'), dict(asin='toolong12345'), dict(ITEM, asin='A2', small_description='One text', full_description=None, images=None, pricing=None),
              dict(ITEM, asin='A3', name='\x00\x1b[31m\ud83d<script>', customization_options={'Color':[]})]
     shop = small(tmp_path, items, {'A1':None, 'A3':dict(attributes=[], instruction='Find me', instruction_attributes=['x'])}, ask('A1', 'A2', 'A3'))
-    assert len(shop) == 3 and shop.product('A2').bullets == ('One text',) and shop.product('A2').price_tag == '$100.0' and shop.product('A1').attributes == ('DUMMY_ATTR',)
+    assert len(shop) == 4 and shop.product('toolong12345') and shop.product('A2').bullets == ('One text',) and shop.product('A2').price_tag == '$100.0' and shop.product('A1').attributes == ('DUMMY_ATTR',)
     assert shop.product('A3').combinations == 0 and shop.meta['goals'] == dict(human=3, synthetic=0)
     for form in PAGES: check_environment(WebShop(shop, pages=form), 'test')
     for name in ('A9', '', 'é', '\ud800', 'A'*5000):
         with pytest.raises(A3TError, match='no product'): shop.product(name)
+
+# -- what is offered can be written, read and played
+
+def offered(shop):
+    "Every action that an item page of each product offers → (number of them, those that are not understood once they were written and read)"
+    env, n, refused = WebShop(shop, max_steps=10**9), 0, []
+    env.reset(options={'task':next(t for s in SPLITS for t in env.tasks(s))})
+    for asin in map(bytes.decode, shop.index._ids):
+        env.page, env.asin, env.options, env.query = 'item', asin, {}, 'x'
+        moment = env.save()
+        for a in env.restore(moment)['admissible_actions']:
+            env.restore(moment)
+            written = parse_step(render_step('', a))[1]
+            n, refused = n + 1, refused + [(asin, a)]*(written != a or not env.step(written)[-1]['valid'])
+    return n, refused
+
+@needs_data
+def test_every_offered_action_of_the_original_is_understood(official): assert offered(WebShop(official, instructions='synthetic').shop) == (9497, [])
+
+def test_every_offered_action_of_a_generated_shop_is_understood(shop):
+    n, refused = offered(shop)
+    assert n > 1500 and not refused
+
+ODD = ['a\xa0b', 'c  d', 'e\tf', 'g\nh', 'i\u2003j', 'k\u200bl', ' m ', 'n]', '[o', 'p [q] r', 's] act[t', 'u] think[v', 'W X', '&amp; &lt;', 'cafe\u0301', '\xad', '\u200b', 'y\x00z', '\ud800 lone', '5" ø 7', 'İ', 'buy now',
+       'Description', 'link', 'button', '日本 語', '🦉', 'a\x1fb c', 'x\u2028y', '\ufeffbom', '-', ']', 'search[x]', 'click[y]', '<b>']
+
+@pytest.mark.parametrize('name', ['Color', 'link', 'button', 'option'])
+def test_odd_options(tmp_path, name):
+    items = [dict(ITEM, asin=f'B{i}', customization_options={name:[{'value':v} for v in ODD]}) for i in range(3)]
+    shop = small(tmp_path, items, {i['asin']:dict(attributes=['big']) for i in items}, ask('B0', 'B1', 'B2'))
+    n, refused = offered(shop)
+    assert not refused and n > 3*30
+    for form in PAGES: check_environment(WebShop(shop, pages=form, max_steps=50))
+    env = WebShop(shop)
+    env.reset(options={'task':env.tasks('train')[0]})
+    [env.step(a) for a in ('search[mug]', 'click[b0]')]
+    for raw, name_, kept in (('a\xa0b', 'a b', 'a\xa0b'), ('C  D', 'c d', 'c  d'), ('p [q] r', 'p [q] r', 'p [q] r'), ('s] act[t', 's) act[t', 's] act[t'), ('cafe\u0301', 'caf\xe9', 'cafe\u0301'), ('y\x00z', 'yz', 'y\x00z')):
+        assert typed(raw) == name_
+        for text in (raw, name_):
+            assert env.step(f'click[{text}]')[-1]['valid'] and env.options == {name.lower():kept}, text # what is bought keeps the catalogue's text
+    assert env.step('click[buy now]')[2]
+
+def test_options_that_are_typed_alike(tmp_path):
+    items = [dict(ITEM, asin=f'B{i}', customization_options={'Color':[{'value':v} for v in values]}) for i,values in enumerate((['a\xa0b', 'a b'], ['a b', 'a\xa0b'], ['a  b', 'a\xa0b']))]
+    shop = small(tmp_path, items, {}, ask('B0', 'B1', 'B2'))
+    assert [webshop.option_clicks(shop.product(f'B{i}').options)['a b'].value for i in range(3)] == ['a b', 'a b', 'a\xa0b']
+    assert offered(shop)[1] == [] and options_met({'color':'a b'}, {'color':'a\xa0b'}, 'mended') == 1
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=30))
+def test_a_typed_name_stays_as_it_is(text):
+    name = typed(text)
+    action = f'click[{name}]'
+    assert typed(name) == name and parse_step(render_step('why] act[not', action))[1] == action
+
+@pytest.mark.parametrize('ids', [['abc', 'def', 'ghi'], ['my-product-number-1', 'my-product-number-2', 'my-product-number-3'], ['a b', 'a/b', 'a-1'], ['é', '日本', 'ß'], ['0', '00', '1'], [0, 1, 2], ['Mixed', 'CASE', 'lower'],
+                                 ['x[1]', 'y] act[z', 'a&b'], ['B000000001', 'b000000002', 'B3']])
+def test_ids_of_ones_own(tmp_path, ids):
+    items = [dict(ITEM, asin=a, name=f'Mug {n}') for n,a in enumerate(ids)]
+    ids = [str(a) for a in ids]
+    shop = small(tmp_path, items, {a:dict(attributes=['big'], instruction='Find me a big mug', instruction_attributes=['big']) for a in ids}, ask(*ids))
+    assert offered(shop)[1] == [] and len(shop) == 3
+    for kind in KINDS:
+        env = WebShop(shop, instructions=kind, rewards='mended')
+        for t in (t for s in SPLITS for t in env.tasks(s)):
+            played = play(env, t, oracle(env))
+            assert played.won and env.verb(played.steps[1].action, played.goal) == 'product' and replay_equal(played, play(env, t, [parse_step(render_step('r', a))[1] for a in played.actions]))
+        check_environment(env, 'train')
+
+@pytest.mark.parametrize('ids, says', [(['buy now'], "'buy now' .* is the name of a button"), (['Next >'], 'name of a button'), (['description'], 'name of a button'), (['  '], 'cannot be typed'), (['a\nb'], 'cannot be typed'),
+                                       (['\ud800'], 'cannot be typed'), (['abc', 'ABC'], "'ABC' .* is typed like the id 'abc'"), (['a b', 'a  b'], 'is typed like')])
+def test_ids_that_cannot_be_clicked(tmp_path, ids, says):
+    with pytest.raises(A3TError, match=says) as e: small(tmp_path, [dict(ITEM, asin=a) for a in ids], {}, ask(*ids))
+    assert '\n' not in str(e.value) and 'give it another id' in str(e.value)
+
+def test_ids_that_the_original_leaves_out(tmp_path):
+    shop = small(tmp_path, [dict(ITEM, asin=a) for a in ('B000000001', 'B00000000000002', 'B000000001')], {}, ask('B000000001'))
+    assert len(shop) == 1 and 'B00000000000002' not in shop
+    shop = small(tmp_path, [dict(ITEM, asin=a) for a in ('B000000001', 'B00000000000002')], {}, ask('B00000000000002'))
+    assert len(shop) == 2 and 'B00000000000002' in shop # people ask for it
+
+@pytest.mark.parametrize('text, prices', [(9.99, (9.99,)), ('12.5', (12.5,)), (7, (7.,)), ('$5', (5.,)), ('free', (100.,)), ('$' + '9'*400, (100.,)), (float('nan'), (100.,)), ([], (100.,)), (True, (100.,)), ('$5.0 - $7.5 - $9', (5., 7.5))])
+def test_odd_prices(text, prices): assert read_pricing(text) == prices
+
+@pytest.mark.parametrize('files, says', [
+    (dict(product_prices={'B1':'cheap'}), "the price of 'B1' is 'cheap'"), (dict(product_prices={'B1':float('inf')}), "the price of 'B1' is inf"), (dict(product_prices=[1]), 'must be a JSON object'),
+    (dict(tags=[1]), 'must be a JSON object'), (dict(asked=[1]), 'must be a JSON object'), (dict(title_nouns={'B1':[1]}), 'product B1 .*nouns must be a list of texts'), (dict(tags={'B1':dict(attributes='big')}), 'product B1 .*attributes must be'),
+    (dict(tags={'B1':dict(attributes=[1])}), 'product B1 .*attributes must be'), (dict(asked={'B1':[dict(instruction=7, instruction_attributes=[], instruction_options=[])]}), 'product B1 .*instruction must be a text'),
+    (dict(asked={'B1':[dict(instruction='x')]}), 'product B1 .*instruction_attributes'), (dict(reviews=[dict(x=1)]), 'must be a list of objects with an asin'), (dict(goals_human=[dict(asin='B1')]), 'goal 0 lacks instruction_text'),
+    (dict(goals_human={}), 'must be a JSON list of goals'),
+    (dict(goals_human=[dict(asin='B9', instruction_text='', attributes=[], goal_options=[], price_upper=1, query='', name='', product_category='', category='')]), "goal 0 is about the product 'B9', which the catalogue lacks")])
+def test_faults_in_files_are_found_when_they_are_loaded(tmp_path, files, says):
+    with pytest.raises(A3TError, match=says) as e: small(tmp_path, [dict(ITEM, asin='B1')], **{**dict(tags={}, asked={}), **files})
+    assert '\n' not in str(e.value)
 
 # -- load
 

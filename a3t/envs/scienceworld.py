@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GET', 'SIMPLE', 'EASY', 'SPLITS', 'OFFERED', 'REFUSED', 'EXEMPLAR_TASK', 'EXEMPLAR_STEPS', 'simulator', 'task_names',
-           'variations', 'places_in', 'move_parts', 'ScienceWorld', 'load', 'check_data']
+           'variations', 'places_in', 'move_parts', 'within_reach', 'ScienceWorld', 'load', 'check_data']
 
 # %% ../../nbs/19_envs.scienceworld.ipynb #f83bb87a
 import json, os, re, shutil, tempfile
@@ -71,6 +71,13 @@ def move_parts(
     "What is moved where"
     m = re.fullmatch(r'move (.+) to (.+?)', action)
     return m.groups() if m else ()
+
+def within_reach(
+    server, # from `simulator`, with a task loaded
+)->set: # of int, numbers of objects
+    "What a command can name: things in the room or held, but nothing in a closed box"
+    parser, agent = _machine(os.getpid()).scienceworld.input.InputParser, server.agent().get()
+    return {int(n) for root in (agent.getContainer().get(), agent) for n in re.findall(r'ObjectID \((\d+)', parser.collectAccessibleObjects(root, True).toString())}
 
 class ScienceWorld(TextEnv):
     "ScienceWorld's tasks"
@@ -140,8 +147,9 @@ class ScienceWorld(TextEnv):
 
     def _offered(self):
         if self.over: return ['look around']
-        places = places_in(self.goal)
-        known = {a['action'] for a in json.loads(self.server.getValidActionObjectCombinationsJSON())['validActions']}
+        places, near = places_in(self.goal), within_reach(self.server)
+        combinations = json.loads(self.server.getValidActionObjectCombinationsJSON())['validActions']
+        known = {a['action'] for a in combinations if a['action'].startswith('teleport to ') or near.issuperset(a['obj_ids'])}
         return sorted(a for a in known if a.startswith(OFFERED) or (move_parts(a) or ('', ''))[1] in places)
 
 # %% ../../nbs/19_envs.scienceworld.ipynb #3aee4c99

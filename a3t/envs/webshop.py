@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['PAGES', 'PER_PAGE', 'SUB_PAGES', 'MINI_ITEMS', 'MINI_TAGS', 'MINI_ASKED', 'MINI_STEPS', 'AWAY', 'page_text',
-           'short_text', 'searches', 'Visit', 'page_pieces', 'WebShop', 'MiniShop', 'MiniGoals', 'exemplar', 'says',
-           'load', 'first_hit', 'substring_options', 'oracle']
+           'short_text', 'searches', 'Clickable', 'option_clicks', 'Visit', 'page_pieces', 'WebShop', 'MiniShop',
+           'MiniGoals', 'exemplar', 'says', 'load', 'first_hit', 'substring_options', 'oracle']
 
 # %% ../../nbs/16_envs.webshop.ipynb #fb1846da
 import json, re
 from dataclasses import asdict
 from functools import lru_cache
+from typing import NamedTuple
 from ..core import A3TError, Step, Trajectory, content_hash
 from .base import TextEnv
-from .shopdata import REWARDS, SPLITS, Goals, Shop, check_data, make_goal, make_product, named_shop, similar
+from .shopdata import BUTTONS, REWARDS, SPLITS, Goals, Shop, check_data, make_goal, make_product, named_shop, similar, typed
 from fastcore.basics import patch
 
 # %% ../../nbs/16_envs.webshop.ipynb #74319457
@@ -70,6 +71,23 @@ def searches(
     return tuple(dict.fromkeys(f for f in found if f))[:most] or (' '.join(text.split())[:200] or 'product',)
 
 # %% ../../nbs/16_envs.webshop.ipynb #3bd0ccce
+class Clickable(NamedTuple):
+    "What a click does"
+    kind:str     # 'button', 'link' or 'option'
+    value:str    # the button, the product's id, or the option's value, as the catalogue has it
+    option:str='' # the option's name
+
+def option_clicks(
+    options:dict, # name → values, as a product has them
+)->dict: # typed name → `Clickable`
+    "The options of a page; of two that are typed alike, the one that is written so, else the last, as in the original"
+    res = {}
+    for option, values in options.items():
+        for v in values:
+            name = typed(v)
+            if name and name not in BUTTONS and not (name in res and res[name].value == name != v): res[name] = Clickable('option', v, option)
+    return res
+
 class Visit:
     "Where somebody is in the shop, and what the actions do"
     def _home(self):
@@ -78,31 +96,42 @@ class Visit:
     def _search(self, query, number):
         self.page, self.query, self.number, self.asin, self.options, self.reward, self.parts = 'results', query, number, '', {}, 0., None
 
-    def _click(self, x, kind):
-        if x == 'buy now':
+    def _click(self, what):
+        x = what.value
+        if what.kind == 'link': self.page, self.asin, self.seen = 'item', x, self.seen | {x}
+        elif what.kind == 'option': self.options = {**self.options, what.option:x}
+        elif x == 'buy now':
             self.page = 'done'
             self._score()
         elif x == 'back to search': self._home()
-        elif x == 'next >' and self.page == 'results': self._search(self.query, self.number + 1)
+        elif x == 'next >': self._search(self.query, self.number + 1)
         elif x == '< prev' and self.page == 'results': self._search(self.query, self.number - 1)
         elif x == '< prev' and self.page == 'item': self._search(self.query, self.number)
         elif x == '< prev': self.page = 'item'
-        elif x in SUB_PAGES: self.page = x
-        elif kind == 'link': self.page, self.asin, self.seen = 'item', x.upper(), self.seen | {x.upper()}
-        else: self.options = {**self.options, kind:x}
+        else: self.page = x
 
     def _score(self): self.reward, self.parts = self.shop.reward(self.asin, self.goal, self.options, self.rewards)
     def _shown(self): return self.shop.hits(self.query)[(self.number-1)*PER_PAGE:self.number*PER_PAGE]
 
-    def clickables(self)->dict: # text in lower case → 'button', 'link', or the option's name
+    def clickables(self)->dict: # typed name → `Clickable`
         "What can be clicked on this page"
         if self.page in ('search', 'done'): return {}
-        back = {'back to search':'button'}
+        names, more = ['back to search'], {}
         if self.page == 'results':
-            return back | ({'< prev':'button'} if self.number > 1 else {}) | {'next >':'button'} | {a.lower():'link' for a in self._shown()}
-        if self.page in SUB_PAGES: return back | {'< prev':'button'}
-        options = {v:k for k,values in self.shop.product(self.asin).options.items() for v in values}
-        return back | {'< prev':'button', **dict.fromkeys((*SUB_PAGES, 'buy now'), 'button')} | options
+            names += ['< prev']*(self.number > 1) + ['next >']
+            more = {typed(a):Clickable('link', a) for a in self._shown()}
+        elif self.page in SUB_PAGES: names += ['< prev']
+        else:
+            names += ['< prev', *SUB_PAGES, 'buy now']
+            more = option_clicks(self.shop.product(self.asin).options)
+        return {n:Clickable('button', n) for n in names} | more
+
+    def _understood(self, action):
+        "What an action means: search words, a `Clickable` of this page, or `None`"
+        m = re.match(r'(.+)\[(.+)\]', action) # as in the original: what follows is ignored
+        if m and m[1] == 'search': return m[2].lower()
+        m = re.fullmatch(r'(click)\[(.+)\]', action, re.S) or m # but an option may hold brackets
+        return self.clickables().get(typed(m[2])) if m and m[1] == 'click' else None
 
 # %% ../../nbs/16_envs.webshop.ipynb #7ee1bee1
 def _done_pieces(visit):
@@ -175,12 +204,11 @@ class WebShop(Visit, TextEnv):
     def step(self, action):
         if self.goal is None: raise A3TError("reset the environment before its first step: reset(options={'task': task_id})")
         self.n += 1
-        m = re.match(r'(.+)\[(.+)\]', str(action))
-        verb, x = (m[1], m[2].lower()) if m else ('', '')
-        valid = verb == 'search' or verb == 'click' and x in (clickables := self.clickables())
-        if valid: self._search(x, 1) if verb == 'search' else self._click(x, clickables[x])
-        bought = valid and verb == 'click' and self.page == 'done'
-        return self.text(), self.reward if bought else 0., bought, self.n >= self.max_steps, self._info(valid)
+        meant = self._understood(str(action))
+        if isinstance(meant, Clickable): self._click(meant)
+        elif meant: self._search(meant, 1)
+        bought = isinstance(meant, Clickable) and self.page == 'done'
+        return self.text(), self.reward if bought else 0., bought, self.n >= self.max_steps, self._info(bool(meant))
 
     def _info(self, valid):
         actions = [f'click[{c}]' for c in self.clickables()] or [f'search[{s}]' for s in searches(self.goal.text)]
@@ -282,8 +310,8 @@ def _verb(shop, action, goal):
     if verb == 'search': return 'search' if x == searches(goal)[0] else 'part'
     if x in AWAY or x in SUB_PAGES: return 'away' if x in AWAY else 'more'
     if x == 'buy now': return 'buy'
-    if x.upper() in shop or x.upper() in MINI_TAGS: return 'product'
-    return 'asked' if says(goal, x) else 'option'
+    if shop.named(x) or x.upper() in MINI_TAGS: return 'product'
+    return 'asked' if says(typed(goal), x) else 'option'
 
 @patch
 def verb(self:WebShop, action, goal=''): return _verb(self.shop, action, goal)
@@ -319,7 +347,7 @@ def first_hit(env):
     def act(obs, info):
         c = env.clickables()
         if env.page == 'search': return f'search[{re.sub(r"[][]", " ", info["goal"])}]'
-        if env.page == 'results': return next((f'click[{x}]' for x,k in c.items() if k == 'link'), None)
+        if env.page == 'results': return next((f'click[{x}]' for x,what in c.items() if what.kind == 'link'), None)
         return 'click[buy now]'
     return act
 
@@ -329,8 +357,9 @@ def substring_options(env):
     def act(obs, info):
         if env.page != 'item': return first(obs, info)
         for name, values in env.shop.product(env.asin).options.items():
-            fits = [v for v in values if v and v in info['goal'].lower() and env.clickables().get(v) == name]
-            if name not in env.options and fits: return f'click[{max(fits, key=len)}]'
+            clicks = env.clickables()
+            fits = [v for v in values if v and v in info['goal'].lower() and clicks.get(typed(v)) == ('option', v, name)]
+            if name not in env.options and fits: return f'click[{typed(max(fits, key=len))}]'
         return 'click[buy now]'
     return act
 
@@ -341,10 +370,11 @@ def oracle(env):
         if env.page == 'search': return f'search[{re.sub(r"[][]", " ", g.title.lower()) or "product"}]'
         if env.page == 'results':
             if g.asin not in env.shop.hits(env.query): return None
-            return f'click[{g.asin.lower()}]' if g.asin in env._shown() else 'click[next >]'
-        c = env.clickables()
+            return f'click[{typed(g.asin)}]' if g.asin in env._shown() else 'click[next >]'
+        c = {x:what for x,what in env.clickables().items() if what.kind == 'option'}
         for v in g.options.values() if isinstance(g.options, dict) else g.options:
-            near = next((x for x,k in c.items() if k not in ('button', 'link') and (x == v or similar(x, v))), None) if v not in c else v
-            if near and env.options.get(c[near]) != near and (isinstance(g.options, dict) or c[near] not in env.options): return f'click[{near}]'
+            near = next((x for x,what in c.items() if what.value == v or similar(what.value, v)), None)
+            near = typed(v) if typed(v) in c else near
+            if near and env.options.get(c[near].option) != c[near].value and (isinstance(g.options, dict) or c[near].option not in env.options): return f'click[{near}]'
         return 'click[buy now]'
     return act
