@@ -400,7 +400,7 @@ async def ask(self:ServerModel, path, body=None, check=None):
     try: res = await AsyncRetrying(stop=stop, wait=wait, retry=retry_if_exception_type(Again), before_sleep=again, reraise=True)(self.once, session, path, body, check)
     except Again as e:
         asked = f', and wants to be left alone for {e.wait:.0f} seconds' if e.wait and e.wait > self.patience else f', {self.attempts} times'
-        raise self.dead(f'{e}{asked}') from None
+        raise self.dead(self.said(str(e)) + asked) from None
     self.stats['requests'] += 1
     if 'completions' in path: self.account(res)
     return res
@@ -515,7 +515,7 @@ def check_answer(
     choice, (generated, hidden) = res['choices'][0], generated_by(res)
     text, thought = answer_of(choice, chat)
     if text and text.strip(): return
-    if thought: raise Again(f'its answer is a thought and nothing else: {words_of(choice)[:200]}')
+    if thought: raise Again(f'its answer is a thought and nothing else: {words_of(choice)}')
     if text is None or not (generated > hidden or choice.get('token_ids')): raise Again('its answer has no text')
 
 # %% ../../nbs/22_models.api.ipynb #460f20a8
@@ -537,7 +537,7 @@ def needs_room(self:ServerModel, res, room):
     text, thought = answer_of(choice, True)
     long, blank = is_long(choice), not (text or '').strip()
     if thought: self.facts['thinks'] = True
-    if room < self.thinking and (thought and (blank or long) or long and (blank or known is None)): return True
+    if room < self.thinking and (thought and (blank or long) or long and (blank or known is not False)): return True
     if long and not thought and room and known or blank and (long or thought and not self.thinking): raise endless(room)
     check_answer(res, True)
     if not thought and known is None: self.facts['thinks'] = False
@@ -586,7 +586,7 @@ async def complete(self:ServerModel, prompt, *, stop=(), max_tokens=64, temperat
     else:
         body |= dict(stop=list(stop) or None, prompt=self.prompt_of(segments), logprobs=1)
         res = await self.ask_model('/completions', body, lambda res: check_answer(res, False))
-        choice = res['choices'][0]
+        choice = dict(res['choices'][0], text=answer_of(res['choices'][0], False)[0])
     text, ids, logprobs, finish = read_choice(choice, stop)
     return Completion(text, ids, logprobs, usage_of(res).get('prompt_tokens') or 0, finish)
 
