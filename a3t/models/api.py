@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ENDINGS', 'MEANINGS', 'MENDS', 'KNOWN', 'CONTINUE', 'ToyServer', 'readable', 'is_address', 'weights_name',
            'split_address', 'key_name', 'api_key', 'without_keys', 'ServerModel', 'is_here', 'within', 'proxy_for',
-           'certificates', 'plain_certificates', 'Session', 'Again', 'Refused', 'words_of', 'retry_after',
-           'error_status', 'failure', 'choice_failure', 'read_choice', 'usage_of', 'generated_by', 'message_of',
+           'certificates', 'check_way', 'plain_certificates', 'Session', 'Again', 'Refused', 'words_of', 'retry_after',
+           'usage_of', 'generated_by', 'message_of', 'error_status', 'failure', 'choice_failure', 'read_choice',
            'is_long', 'answer_of', 'check_answer', 'without_echo', 'sum_after', 'server_arguments', 'fits', 'meant',
            'load_tokenizer', 'language_model', 'model_arguments']
 
@@ -231,6 +231,13 @@ def certificates(
         name = 'SSLKEYLOGFILE' if log and e.filename == log else 'SSL_CERT_FILE' if file else 'SSL_CERT_DIR'
         raise A3TError(f'{name} = {os.environ.get(name)} cannot be used ({e.strerror or e}): correct it, or unset {name}') from None
 
+def check_way(
+    url:str, # of any server
+):
+    "`A3TError` where the environment names a proxy or certificates for a server that cannot be used"
+    proxy_for(url)
+    certificates(url)
+
 def plain_certificates():
     "The certificates of the package certifi, whatever the environment says"
     import certifi
@@ -303,6 +310,27 @@ def retry_after(
     except ValueError: pass
     try: return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.)
     except (ValueError, TypeError): return None
+
+# %% ../../nbs/22_models.api.ipynb #parts001
+def usage_of(
+    res:dict, # a response
+)->dict: # its token counts; empty where it has none
+    "What a response says about its size"
+    return res['usage'] if isinstance(res.get('usage'), dict) else {}
+
+def generated_by(
+    res:dict, # a response
+)->tuple: # (tokens generated, tokens of them that were a thought)
+    "How much a model wrote; 0 where a server does not count"
+    usage = usage_of(res)
+    details = usage.get('completion_tokens_details')
+    return usage.get('completion_tokens') or 0, details.get('reasoning_tokens') or 0 if isinstance(details, dict) else 0
+
+def message_of(
+    choice:dict, # of a response
+)->dict: # its message; empty where it has none
+    "The message of a chat model"
+    return choice['message'] if isinstance(choice.get('message'), dict) else {}
 
 # %% ../../nbs/22_models.api.ipynb #fails002
 ENDINGS = {'', 'stop', 'length', 'eos', 'eos_token', 'end_turn', 'stop_sequence', 'max_tokens', 'model_length', 'complete', 'tool_calls', 'function_call'} # of real answers
@@ -465,26 +493,6 @@ def read_choice(
     return text, ids, logprobs, finish
 
 # %% ../../nbs/22_models.api.ipynb #answer002
-def usage_of(
-    res:dict, # a response
-)->dict: # its token counts; empty where it has none
-    "What a response says about its size"
-    return res['usage'] if isinstance(res.get('usage'), dict) else {}
-
-def generated_by(
-    res:dict, # a response
-)->tuple: # (tokens generated, tokens of them that were a thought)
-    "How much a model wrote; 0 where a server does not count"
-    usage = usage_of(res)
-    details = usage.get('completion_tokens_details')
-    return usage.get('completion_tokens') or 0, details.get('reasoning_tokens') or 0 if isinstance(details, dict) else 0
-
-def message_of(
-    choice:dict, # of a response
-)->dict: # its message; empty where it has none
-    "The message of a chat model"
-    return choice['message'] if isinstance(choice.get('message'), dict) else {}
-
 def is_long(
     choice:dict, # of a response
 )->bool: # did it end at max_tokens?
