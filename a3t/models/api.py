@@ -201,18 +201,21 @@ def proxy_for(
 )->tuple: # (the proxy's URL or None, words about it)
     "The proxy that the environment names for a server; `A3TError` where it cannot be used"
     parts, proxies = urlsplit(url), getproxies()
-    port = parts.port or dict(http=80, https=443)[parts.scheme]
-    if is_here(parts.hostname) or proxy_bypass(f'{parts.hostname}:{port}') or within(parts.hostname, proxies.get('no', '')): return None, ''
+    host, port = parts.hostname, parts.port or dict(http=80, https=443)[parts.scheme]
+    if is_here(host) or proxy_bypass(f'{host}:{port}') or within(host, proxies.get('no', '')): return None, ''
     kind = next((k for k in (parts.scheme, 'all') if proxies.get(k)), None)
     if not kind: return None, ''
     value = proxies[kind] if '://' in proxies[kind] else f'http://{proxies[kind]}'
-    name = next((k for k,v in os.environ.items() if k.lower() == f'{kind}_proxy' and v == proxies[kind]), f'{kind.upper()}_PROXY')
+    name = f'{kind}_proxy'
+    name = next((k for k,v in os.environ.items() if k.lower() == name and v == proxies[kind]), name.upper())
+    way_out = f'or unset {name}, or add {host} to NO_PROXY'
     shown = re.sub(r'//.*@', '//…@', value)
     try:
         readable(value)
         httpx.AsyncHTTPTransport(proxy=httpx.Proxy(value), verify=False)
-    except ImportError: raise A3TError(f"{name} = {shown} needs one more package: pip install 'httpx[socks]', or unset {name}, or add {parts.hostname} to NO_PROXY") from None
-    except ValueError: raise A3TError(f'{name} = {shown} is no proxy that can be used: write it as http://HOST:PORT or socks5://HOST:PORT, or unset {name}, or add {parts.hostname} to NO_PROXY') from None
+    except ImportError: raise A3TError(f"{name} = {shown} needs one more package: pip install 'httpx[socks]', {way_out}") from None
+    except ValueError:
+        raise A3TError(f'{name} = {shown} cannot be used as a proxy: write it as http://HOST:PORT or socks5://HOST:PORT, {way_out}') from None
     return value, f', through the proxy {shown} of {name}'
 
 # %% ../../nbs/22_models.api.ipynb #proxy003
@@ -223,7 +226,8 @@ def certificates(
     if urlsplit(url).scheme == 'http': return False # nothing to verify
     folders, file = os.environ.get('SSL_CERT_DIR', ''), os.environ.get('SSL_CERT_FILE')
     try:
-        if folders and not file and not any(map(os.path.isdir, folders.split(os.pathsep))): raise FileNotFoundError(2, 'No such folder')
+        there = file or not folders or any(map(os.path.isdir, folders.split(os.pathsep)))
+        if not there: raise FileNotFoundError(2, 'No such folder')
         return httpx.create_ssl_context()
     except OSError as e:
         if is_here(urlsplit(url).hostname): return plain_certificates()
@@ -333,15 +337,22 @@ def message_of(
     return choice['message'] if isinstance(choice.get('message'), dict) else {}
 
 # %% ../../nbs/22_models.api.ipynb #fails002
-ENDINGS = {'', 'stop', 'length', 'eos', 'eos_token', 'end_turn', 'stop_sequence', 'max_tokens', 'model_length', 'complete', 'tool_calls', 'function_call'} # of real answers
-MEANINGS = {402:r'insufficient_?(quota|balance|funds|credit)|billing|payment|arrearage', 429:'rate_?limit|too_?many|exhausted|throttl|overload', 413:'context_?length|too_?(long|large)',
-            401:r'auth(?!or)|unauthori|api_?key', 403:'permission|forbidden|denied', 404:'not_?found', 400:'invalid|bad_?request|unsupported|unprocessable'} # status → words in codes and types
+ENDINGS = {'', 'stop', 'length', 'eos', 'eos_token', 'end_turn', 'stop_sequence', 'max_tokens', 'model_length',
+           'complete', 'tool_calls', 'function_call'} # of real answers
+MEANINGS = {402:'insufficient_?(quota|balance|funds|credit)|billing|payment|arrearage',
+            429:'rate_?limit|too_?many|exhausted|throttl|overload',
+            413:'context_?length|too_?(long|large)',
+            401:'authenti|unauthori|api_?key',
+            403:'permission|forbidden|denied',
+            404:'not_?found',
+            400:'invalid_?(request|arg|param|value|type|prompt)|validation|bad_?request|unsupported|unprocessable'} # status → words in codes and types
 
 def error_status(
     said, # JSON that tells of a failure
 )->int: # an HTTP status; 500 where nothing is known
     "The status that a failure's code or type stands for"
-    named = [str(d.get(k)) for d in ((said.get('error'), said) if isinstance(said, dict) else ()) if isinstance(d, dict) for k in ('code', 'status', 'status_code', 'type')]
+    parts = [d for d in (said.get('error'), said) if isinstance(d, dict)] if isinstance(said, dict) else []
+    named = [str(d.get(k)) for d in parts for k in ('code', 'status', 'status_code', 'type')]
     number = next((int(n) for n in named if re.fullmatch('[45][0-9][0-9]', n)), None)
     words = re.sub('[ -]', '_', ' '.join(named).lower())
     return number or next((s for s,w in MEANINGS.items() if re.search(w, words)), 500)
@@ -352,11 +363,15 @@ def failure(
 ): # (what is wrong, the part of the answer that tells of it); None where nothing is
     "What went wrong though the status is 200"
     if isinstance(res, dict) and (res.get('error') or res.get('object') == 'error'): return 'it answers with an error', res
-    if 'lora' in path: return ('its answer is a page of HTML', res) if str(res).lstrip().startswith('<') else None # vLLM says yes in words
+    if 'lora' in path: # vLLM says yes in words
+        return ('its answer is a page of HTML', res) if str(res).lstrip().startswith('<') else None
     if isinstance(res, str): return 'its answer is no JSON', res
-    if 'completions' not in path: return None if isinstance(res, list) or isinstance(res, dict) and {'data', 'models'} & set(res) else ('its answer holds no models', res)
+    if 'completions' not in path:
+        listed = isinstance(res, list) or isinstance(res, dict) and {'data', 'models'} & set(res)
+        return None if listed else ('its answer holds no models', res)
     choices = res.get('choices') if isinstance(res, dict) else None
-    if not isinstance(choices, list) or not choices or not all(isinstance(c, dict) for c in choices): return 'its answer holds no choices', res
+    good = isinstance(choices, list) and choices and all(isinstance(c, dict) for c in choices)
+    if not good: return 'its answer holds no choices', res
     return next(filter(None, map(choice_failure, choices)), None)
 
 def choice_failure(
@@ -366,7 +381,8 @@ def choice_failure(
     message, end = message_of(choice), str(choice.get('finish_reason') or '')
     if choice.get('error'): return 'it answers with an error', choice
     if message.get('refusal'): return 'the model refuses', str(message['refusal'])
-    if end.lower() not in ENDINGS: return f'its answer ends with finish_reason {end!r}', str(choice.get('text') or message.get('content') or '')
+    if end.lower() in ENDINGS: return None
+    return f'its answer ends with finish_reason {end!r}', str(choice.get('text') or message.get('content') or '')
 
 # %% ../../nbs/22_models.api.ipynb #35019cba
 MENDS = {401:'set its key in the environment, as {key}', 403:'set a key that may do this in the environment, as {key}', 402:'put money on the account',
@@ -400,10 +416,12 @@ async def once(self:ServerModel, session, path, body, check):
                 response = await session.client.request('GET' if body is None else 'POST', self.url + path, json=body, headers=headers)
         except TimeoutError: raise Again(f'it gave no answer within {self.timeout:g} seconds') from None
         except httpx.ConnectError as e:
-            if 'CERTIFICATE_VERIFY_FAILED' in str(e): raise A3TError(f'the certificate of the server {self.url} cannot be verified ({e}): set SSL_CERT_FILE to a file with the certificate of its authority') from None
+            if 'CERTIFICATE_VERIFY_FAILED' in str(e):
+                raise A3TError(f'the certificate of the server {self.url} cannot be verified ({e}): '
+                               'set SSL_CERT_FILE to a file with the certificate of its authority') from None
             if not self.stats['requests']: raise self.dead(f'nobody answers there{session.way} ({e})') from None
             raise Again(f'it can no longer be reached{session.way}') from None
-        except httpx.RequestError as e: raise Again(f'the connection broke{session.way} ({type(e).__name__}{e and f": {e}"})') from None
+        except httpx.RequestError as e: raise Again(f'the connection broke{session.way} ({type(e).__name__} {e})') from None
     res = self.read(response, path)
     if check: check(res)
     return res
@@ -610,7 +628,8 @@ def sum_after(
     logprobs = lp.get('token_logprobs') or []
     at = range(len(logprobs)) if by_token else lp.get('text_offset') or []
     inside = [l for i,l in zip(at, logprobs) if start <= i < end]
-    if len(logprobs) < 2 or end > start and not inside or by_token and len(logprobs) < end or not all(isinstance(l, (int, float)) and l == l for l in inside): return None
+    if not all(isinstance(l, (int, float)) and l == l for l in inside): return None # None or not a number
+    if len(logprobs) < 2 or end > start and not inside or by_token and len(logprobs) < end: return None
     return float(sum(inside))
 
 @patch
@@ -659,8 +678,11 @@ def server_arguments(
     body = server.get('body', {})
     if not isinstance(body, dict): raise A3TError(f"body = {body!r} in the setting server must be a dict, such as {{'top_p': 0.9}}")
     for k,v in server.items():
-        if k not in known: raise A3TError(f"{k} is unknown in the setting server{meant(k, known)}: it takes {', '.join(known)}; fields of the request itself belong into body")
-        if k != 'body' and not fits(v, known[k], k in ('limit', 'attempts', 'timeout')): raise A3TError(f'{k} = {v!r} in the setting server does not fit: write it such as {known[k]!r}')
+        if k not in known:
+            raise A3TError(f"{k} is unknown in the setting server{meant(k, known)}: it takes {', '.join(known)}; "
+                           'fields of the request itself belong into body')
+        if k != 'body' and not fits(v, known[k], k in ('limit', 'attempts', 'timeout')):
+            raise A3TError(f'{k} = {v!r} in the setting server does not fit: write it such as {known[k]!r}')
     return {k:v for k,v in server.items() if k != 'body'}, without_keys(body)
 
 def fits(

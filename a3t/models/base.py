@@ -236,7 +236,9 @@ def endless(
     tokens:int, # that were not enough
 )->A3TError: # to be raised
     "The error of a model that thought and gave no answer"
-    return A3TError(f"the model thought and gave no answer within {tokens} tokens: raise thinking in the setting server, such as server = {{'thinking': {max(4*tokens, 2048)}}}, or use a model that does not think")
+    more = max(4*tokens, 2048)
+    return A3TError(f'the model thought and gave no answer within {tokens} tokens: raise thinking in the setting server, '
+                    f"such as server = {{'thinking': {more}}}, or use a model that does not think")
 
 def closing(
     tag:str, # what opens a thought
