@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import replace
 from functools import lru_cache
 from .core import A3TError, Step, Trajectory, seed_for
-from .models.base import gather
+from .models.base import gather, past_thoughts
 from .prompts import ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, parse_step, segments
 
 # %% ../nbs/30_agents.ipynb #d1d0d264
@@ -34,7 +34,7 @@ class ReAct:
     )->tuple: # (reason, action)
         "The next reason and action"
         prompt = [s.text for s in segments(traj, self.instruction, self.exemplar)]
-        out = await self.lm.complete(prompt, stop=('\n',), max_tokens=self.max_tokens, temperature=self.temperature, seed=seed)
+        out = await past_thoughts(self.lm, prompt, stop=('\n',), max_tokens=self.max_tokens, temperature=self.temperature, seed=seed)
         return parse_step(out.text)
 
 # %% ../nbs/30_agents.ipynb #00a14fad
@@ -136,7 +136,7 @@ class ActRe:
     )->str: # the reason
         "The reason for an action"
         args = dict(stop=(']\n', '\n'), max_tokens=self.max_tokens, temperature=self.temperature, seed=seed)
-        if not self.wording: return (await self.lm.complete(actre_segments(traj, action, self.instruction, self.exemplar), **args)).text.strip().removesuffix(']')
+        if not self.wording: return (await past_thoughts(self.lm, actre_segments(traj, action, self.instruction, self.exemplar), **args)).text.strip().removesuffix(']')
         sentences = self.wording.sentences(traj, action)
         if len(sentences) == 1: return sentences[0]
         constrain = OneOf(self.lm.tokenizer, [s + ']\n' for s in sentences]) if sentences else None

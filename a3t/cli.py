@@ -149,8 +149,8 @@ def play_panels(
 )->dict: # as `summarise`, over all tasks; `splits` {split: the same and its `panel`}, and what was played: `panel`, `seed`, `engine`, …
     "One trial for each task of some panels"
     from a3t.agents import ReAct
-    from a3t.models.api import language_model
-    lm = language_model(S['model'], S['quantize'], S['device'], adapter, S['slots'])
+    from a3t.models.api import language_model, model_arguments
+    lm = language_model(*model_arguments(S, adapter))
     prompt = dict(instruction=env.instruction, exemplar=env.exemplar) if S['policy_exemplar'] else {}
     policy, (name, kwargs) = ReAct(lm, temperature=S['eval_temperature'], max_tokens=S['step_tokens'], **prompt), environment_spec(S)
     episodes = {split:trials(store/split, tasks, lambda: load_environment(name, **kwargs), lm, policy, S['slots'], seed=seed_for(S['seed'], 'evaluate', split),

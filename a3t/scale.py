@@ -6,7 +6,7 @@
 __all__ = ['cluster', 'waves', 'LoadedThere']
 
 # %% ../nbs/65_scale.ipynb #102343ff
-import os, socket
+import json, os, socket
 from functools import lru_cache
 from tqdm import tqdm
 from .core import A3TError, project_root
@@ -65,12 +65,12 @@ def waves(
 
 # %% ../nbs/65_scale.ipynb #5bc669a8
 @lru_cache(maxsize=4)
-def _loaded(*args): return language_model(*args)
+def _loaded(args): return language_model(*json.loads(args))
 
 class LoadedThere:
     "A language model that every process loads for itself when it first asks it"
     def __init__(self,
-        *args, # of `language_model`; hashable
+        *args, # of `language_model`, as `model_arguments` gives them
     ): self.args = args
     def __reduce__(self): return type(self), self.args
-    def __getattr__(self, name): return getattr(_loaded(*self.args), name)
+    def __getattr__(self, name): return getattr(_loaded(json.dumps(self.args, default=str)), name)

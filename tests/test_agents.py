@@ -197,3 +197,15 @@ def test_kinds_that_never_change_are_fixed():
     h = Habits(NAMES, [('', [f'take mug 1 from desk {i}', 'clean mug 1 with sinkbasin 1', f'move mug 1 to shelf {i}']) for i in (1, 2, 3)] + [('', ['take pan 1 from desk 1', 'clean pan 1 with sinkbasin 2', 'move pan 1 to bed 1'])])
     (what,) = h.kinds
     assert h.fixed(what) == {1:'desk', 2:'sinkbasin'}
+
+def test_a_thought_is_not_the_step():
+    "Any text model may think first: the policy's action and ActRe's reason are what comes after the thought"
+    def reply(prompt):
+        if prompt.endswith('</think>\n\n'): return 'I need a mug.]\nact' if '] think[<think>' in prompt else 'think[A mug.] act[look]\nYou see'
+        return 'Which?\nact[no]\n</think>\nact[no]' if prompt.endswith('<think>\n') else '<think>\nWhich?\n'
+    at_once = lambda p: '<think>Which?</think> ' + ('I need a mug.]' if p.endswith('think[') else 'think[A mug.] act[look]')
+    for said in (reply, at_once):
+        lm, env = ScriptedModel(said), ToyHouse()
+        traj = Trajectory('task', 'pick', 'put the mug on the desk.', 'You see a desk.')
+        assert gather([ReAct(lm, env.instruction, env.exemplar)(traj, {})]) == [('A mug.', 'look')]
+        assert gather([ActRe(lm, env.exemplar)(traj, 'go to desk')]) == ['I need a mug.']

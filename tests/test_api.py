@@ -2,11 +2,12 @@ import asyncio, gc, json, pickle, subprocess, sys, threading, time, warnings
 import pytest, torch
 from a3t.agents import ActRe, ReAct, rollout
 from a3t.compose import compose_all
-from a3t.core import A3TError
+from a3t.core import A3TError, load_settings
 from a3t.envs.base import load
-from a3t.models.api import Refused, ServerModel, ToyServer, api_key, language_model, load_tokenizer, read_choice, split_address, without_echo
-from a3t.models.base import encode_segments, gather
+from a3t.models.api import Refused, ServerModel, ToyServer, api_key, language_model, load_tokenizer, model_arguments, proxy_for, read_choice, split_address, without_echo
+from a3t.models.base import encode_segments, gather, without_thoughts
 from a3t.models.local import LocalModel, find_gguf, load_model, tiny_model
+from a3t.scale import LoadedThere
 
 torch.set_num_threads(1)
 MOVE = 'act[look]'
@@ -307,6 +308,234 @@ def test_requests_that_make_no_sense():
         assert complete(lm, max_tokens=0)[0].finish == 'length' and gather([lm.score('x', [])]) == [[]]
         with pytest.raises(A3TError, match='chat model gives no scores'): gather([ServerModel(f'{toy.url}/chat/completions#toy').score('x', ['y'])])
     assert not toy.requests
+
+# ---- a failure inside an answer: never an empty action
+
+def chat(toy, **kw): return ServerModel(f'{toy.url}/chat/completions#toy', **{'pause':.01, 'attempts':3, **kw})
+
+def said(content, finish='stop', tokens=None, message={}, **choice):
+    "A chat model's answer"
+    return dict(choices=[dict(dict(index=0, message=dict(content=content, **message), finish_reason=finish), **choice)], **({} if tokens is None else dict(usage=dict(completion_tokens=tokens))))
+
+BUSY = dict(code=502, message='the provider is gone')
+PASSING = [(said('', 'error', error=BUSY), 'the provider is gone'), (said(None, 'error', error='the provider is gone'), 'the provider is gone'),
+    (dict(said('act[look]'), error=BUSY), 'the provider is gone'), (dict(error=BUSY), 'the provider is gone'), (dict(error='the provider is gone'), 'gone'),
+    (dict(error='Bad Gateway', message='the provider is gone'), 'Bad Gateway: the provider is gone'),
+    (dict(object='error', message='the engine died', code=50301), 'the engine died'), (dict(detail='the engine died'), 'the engine died'),
+    (dict(base_resp=dict(status_code=1002, status_msg='too many')), 'too many'), (said('', 'content_filter'), 'content_filter'),
+    (said('act[lo', 'content_filter'), 'content_filter'), (said('act[lo', 'error'), "'error'"), (said('act[lo', 'network_error'), 'network_error'), (said('x', 'SAFETY'), 'SAFETY'),
+    (said(None), 'no text'), (said(''), 'no text'), (said(' \n'), 'no text'), (said('', tokens=0), 'no text'), (said([]), 'no text'), (said([dict(type='image')]), 'no text'), (said(7), 'no text'),
+    (said(None, message=dict(refusal='I cannot do that')), 'the model refuses: I cannot do that'), (said(None, tokens=5), 'no text'), (dict(choices=[dict(finish_reason='stop')]), 'no text'),
+    (dict(choices=[dict(message='text')]), 'no text'), (dict(choices=['text']), 'no choices'), (dict(choices=dict(text='x')), 'no choices'), (dict(choices=[None]), 'no choices'),
+    (b'<html><style>p {}</style><h1>502 Bad Gateway</h1></html>', '502 Bad Gateway'), (b'data: {"choices": []}', 'no JSON: data'), (b'{"choices": [{"mess', 'no JSON'), (b'null', 'no choices'), (b'', 'no JSON'),
+    (b'['*100_000, 'no JSON')]
+
+class Bytes(ToyServer):
+    "Answers that are no JSON go out as they are; /models answers as usual"
+    def handle(self, handler, body):
+        self.requests.append((handler.path, body, dict(handler.headers)))
+        self.send(handler, 200, self.answer(body))
+
+@pytest.mark.parametrize('res,words', PASSING)
+def test_a_failure_inside_an_answer_passes_or_is_told(res, words):
+    answers = iter([res, res, said('act[look]')])
+    with Bytes(lambda b: next(answers)) as toy: assert complete(lm := chat(toy), stop=('\n',))[0].text == 'act[look]'
+    assert lm.stats['retries'] == 2
+    with Bytes(lambda b: res) as toy:
+        with pytest.raises(A3TError, match='3 times') as e: complete(chat(toy))
+    assert words in str(e.value) and '\n' not in str(e.value) and len(toy.requests) == 3
+
+@pytest.mark.parametrize('res,words', [(r, w) for r,w in PASSING if isinstance(r, bytes) or 'choices' not in r] + [(dict(choices=[c]), w) for c,w in (
+    (dict(text='', finish_reason='error', error=BUSY), 'the provider is gone'), (dict(text='act[lo', finish_reason='abort'), 'abort'), (dict(text=None, finish_reason='stop'), 'no text'),
+    (dict(text='', finish_reason='stop'), 'no text'), (dict(text=[]), 'no text'), (dict(message=dict(content='x')), 'no text'))])
+def test_the_same_of_a_text_model(res, words):
+    with Bytes(lambda b: res) as toy:
+        with pytest.raises(A3TError, match='3 times') as e: complete(model(toy, attempts=3))
+        assert words in str(e.value)
+        if not (isinstance(res, dict) and res.get('choices') and 'text' in res['choices'][0] and 'no text' in words or 'message' in str(res) and 'no text' in words):
+            with pytest.raises(A3TError) as e: gather([model(toy, attempts=2).score('x', ['y'])])
+            assert words in str(e.value)
+
+@pytest.mark.parametrize('error,status', [(dict(code='invalid_api_key', type='invalid_request_error', message='wrong key'), 401), (dict(code=401), 401), (dict(code='403'), 403),
+    (dict(type='insufficient_quota'), 402), (dict(code='model_not_found', type='invalid_request_error'), 404), (dict(code='context_length_exceeded'), 413),
+    (dict(type='invalid_request_error'), 400), (dict(status='UNAUTHENTICATED'), 401), (dict(type='BadRequestError', code=400), 400)])
+def test_a_final_failure_inside_an_answer_is_not_repeated(error, status):
+    for res in (dict(error=error), said(None, 'error', error=error), dict(error, object='error')):
+        with Bytes(lambda b: res) as toy:
+            with pytest.raises(Refused) as e: complete(chat(toy, pause=100.))
+        assert e.value.status == status and len(toy.requests) == 1
+
+def test_real_answers():
+    for content in ('act[look]', [dict(type='text', text='act['), dict(type='text', text='look]')], [dict(type='thinking', thinking='A mug?'), dict(type='text', text='act[look]')], ['act[look]']):
+        for end in ('stop', None, 'eos', 'COMPLETE'):
+            with ToyServer(lambda b: said(content, end)) as toy: assert complete(chat(toy, thinking=0))[0].text == 'act[look]'
+    with ToyServer(lambda b: dict(said('act[look]', error=None), error=None)) as toy: assert complete(chat(toy))[0].text == 'act[look]'
+
+def test_a_model_may_say_nothing():
+    "It stopped at once: the server counts a token, and a local model does the same"
+    with ToyServer(lambda b: said('', tokens=1)) as toy: assert (complete(chat(toy))[0].text, len(toy.requests)) == ('', 1)
+    with ToyServer(lambda b: dict(choices=[dict(text='', finish_reason='stop', token_ids=[2])])) as toy: assert complete(model(toy))[0].text == ''
+
+def test_an_error_holds_no_key(monkeypatch):
+    monkeypatch.setenv('A3T_API_KEY', KEY)
+    for res in (dict(error=f'wrong key {KEY}'), said(f'{KEY} is', 'error'), b'<p>' + KEY.encode(), said(f'<think>{KEY}')):
+        with Bytes(lambda b: res) as toy:
+            with pytest.raises(A3TError) as e: complete(chat(toy))
+        assert KEY not in str(e.value)
+
+def test_models_and_adapters_fail_in_the_same_ways(tmp_path):
+    (tmp_path/'adapter_config.json').write_text('{}')
+    for res in (dict(error='no room'), dict(object='error', message='no room', code=400), b'<html>no room</html>'):
+        with Bytes(lambda b: res) as toy:
+            with pytest.raises(A3TError, match='no room'): complete(model(toy, attempts=2).adapter(tmp_path))
+    class Other(ToyServer):
+        def send(self, handler, status, content, **kw): super().send(handler, status, listing if handler.command == 'GET' else content, **kw)
+    for listing in (dict(error='no room'), b'<html>no room</html>', dict(message='no room')):
+        with Other(lambda b: MOVE) as toy:
+            with pytest.raises(A3TError, match='no room'): complete(model(toy, attempts=2))
+    for listing in ([dict(id='toy')], dict(data=None), dict(models=[]), dict(error=dict(code=404))):
+        with Other(lambda b: MOVE) as toy: assert complete(model(toy, attempts=2))[0].text == MOVE
+
+def play(toy, lm, tasks=2):
+    env = load(max_steps=3)
+    return rollout(lambda: load(max_steps=3), env.tasks('train')[:tasks], ReAct(lm, env.instruction, env.exemplar))
+
+def test_no_episode_has_an_empty_action():
+    for res in (said('', 'error', error=BUSY), said(None), said(''), said('<think>I need'), said(None, message=dict(reasoning='I need'))):
+        steps = iter(['act[look]', res]*100)
+        with ToyServer(lambda b: next(steps)) as toy:
+            done = play(toy, lm := chat(toy), 1)
+            assert lm.stats['retries'] or lm.stats['requests'] > 4
+        assert all(s.action == 'look' for t in done for s in t.steps)
+        with ToyServer(lambda b: res) as toy:
+            with pytest.raises(A3TError): play(toy, chat(toy))
+
+# ---- thoughts
+
+THOUGHT = 'I need a mug.\nIs it on the desk? act[no]\n'
+FORMS = [f'<think>{THOUGHT}</think>\n\nact[look]', f'<think>\n{THOUGHT}</think>act[look]\nYou see', f'{THOUGHT}</think>\nact[look]', f'<thinking>{THOUGHT}</thinking> act[look]', f'<THINK>{THOUGHT}</THINK>act[look]',
+    f'[THINK]{THOUGHT}[/THINK]act[look]', f'<thought>{THOUGHT}</thought>act[look]', f'<seed:think>{THOUGHT}</seed:think>act[look]', f'◁think▷{THOUGHT}◁/think▷act[look]', '<think>\n\n</think>\n\nact[look]',
+    f'<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>act[look]<|return|>', f'analysis{THOUGHT}assistantfinalact[look]', f'<|START_THINKING|>{THOUGHT}<|END_THINKING|>act[look]',
+    f'<think>a <think>{THOUGHT}</think> b</think>act[look]', f'<think>{THOUGHT}</think><think>{THOUGHT}</think>act[look]', f'<|begin_of_thought|>{THOUGHT}<|end_of_thought|>act[look]']
+
+def generated(whole, body):
+    "What a server makes of a text: it ends at a stop string or after max_tokens letters"
+    at = [i for i in (whole.find(s) for s in body.get('stop') or []) if i >= 0] + [body['max_tokens']]
+    return whole[:min(at)], 'length' if min(at) == body['max_tokens'] < len(whole) else 'stop'
+
+def thinking_chat(whole):
+    def answer(body):
+        text, end = generated(whole, body)
+        return dict(choices=[dict(message=dict(content=text), finish_reason=end)], usage=dict(completion_tokens=len(text)))
+    return answer
+
+@pytest.mark.parametrize('whole', FORMS)
+def test_a_thought_is_not_the_action(whole):
+    for most in (8, 64):
+        with ToyServer(thinking_chat(whole)) as toy:
+            c, = complete(lm := chat(toy), max_tokens=most, stop=('\n',))
+            assert c.text.strip() == 'act[look]' and lm.facts['thinks']
+            assert [s.action for t in play(toy, lm) for s in t.steps] == ['look']*6
+    assert without_thoughts(whole)[0].strip().startswith('act[look]')
+
+def test_a_thought_beside_the_answer():
+    for field in ('reasoning_content', 'reasoning', 'reasoning_details', 'thinking'):
+        def answer(body): return said('act[look]' if body['max_tokens'] > 1000 and not body.get('stop') else None, 'stop' if body['max_tokens'] > 1000 else 'length', message={field:THOUGHT})
+        with ToyServer(answer) as toy: assert [s.action for t in play(toy, chat(toy)) for s in t.steps] == ['look']*6
+
+def test_who_does_not_think_is_asked_as_before():
+    for whole in ('act[look]', 'act[look]\n' + 'You see a desk. '*20, 'think[I need <b>it</b>.] act[look]'):
+        def answer(body): return 'White.' if 'snow' in str(body) else thinking_chat(whole)(body)
+        with ToyServer(answer) as toy:
+            done = play(toy, lm := chat(toy))
+            bodies = [b for _,b,_ in toy.requests]
+        assert [s.action for t in done for s in t.steps] == ['look']*6 and lm.facts['thinks'] is False
+        assert bodies[-1]['stop'] == ['\n'] and bodies[-1]['max_tokens'] == 64 and sum('snow' in str(b) for b in bodies) == (len(whole) > 64)
+
+@pytest.mark.parametrize('whole', ['<think>' + THOUGHT*200, THOUGHT*200 + '</think>act[look]', '<|channel|>analysis<|message|>' + THOUGHT*200])
+def test_a_thought_without_end_says_what_to_raise(whole):
+    for thinking in (0, 100):
+        with ToyServer(thinking_chat(whole)) as toy:
+            if not thinking and whole[0] != '<': continue # nothing shows it
+            with pytest.raises(A3TError, match=r"raise thinking in the setting server, such as server = \{'thinking'"): complete(chat(toy, thinking=thinking), stop=('\n',))
+        assert len(toy.requests) < 4
+    with ToyServer(lambda b: said('', 'length', tokens=9)) as toy:
+        with pytest.raises(A3TError, match='raise thinking'): complete(chat(toy))
+
+def test_a_text_model_that_thinks():
+    def answer(body):
+        prompt = body['prompt']
+        whole = 'think[A mug!] act[look]\nYou see' if prompt.endswith('</think>\n\n') else 'A mug.\nWhere?\n</think>\nact[no]' if prompt.endswith('<think>\n') else '<think>\nA mug.\nWhere?\n</think>'
+        text, end = generated(whole, body)
+        return dict(choices=[dict(text=text, finish_reason=end)], usage=dict(completion_tokens=len(text)))
+    with ToyServer(answer) as toy:
+        done = play(toy, model(toy))
+        assert [(s.reason, s.action) for t in done for s in t.steps] == [('A mug!', 'look')]*6
+        assert max(b['max_tokens'] for _,b,_ in toy.requests) == 2048
+        with pytest.raises(A3TError, match='raise thinking'): play(toy, model(toy, thinking=5))
+
+# ---- proxies and certificates
+
+PROXIES = [('ALL_PROXY', 'socks://me:secret@host:1'), ('all_proxy', 'socks5://me:secret@host:1'), ('HTTPS_PROXY', 'socks4://host:1'), ('HTTPS_PROXY', 'http://me:secret@host:port'), ('https_proxy', 'host:99999'),
+    ('HTTPS_PROXY', 'http://'), ('HTTPS_PROXY', '://x'), ('HTTPS_PROXY', 'me:secret@[::1'), ('HTTPS_PROXY', 'http://h\x7fst'), ('ALL_PROXY', 'http://é..é'), ('ALL_PROXY', 'http://xn--a'), ('ALL_PROXY', 'http://host:-1'), ('ALL_PROXY', 'a b c')]
+CERTIFICATES = [('SSL_CERT_FILE', '/no/such'), ('SSL_CERT_FILE', '/'), ('SSL_CERT_FILE', __file__), ('SSL_CERT_DIR', '/no/such'), ('SSLKEYLOGFILE', '/no/such/log')]
+
+@pytest.fixture
+def no_proxies(monkeypatch):
+    import os
+    for k in list(os.environ):
+        if k.lower().endswith('_proxy') or k.startswith('SSL'): monkeypatch.delenv(k)
+
+@pytest.mark.parametrize('name,value', PROXIES + CERTIFICATES + [('NO_PROXY', 'fe80::/10'), ('NO_PROXY', '::1, [, ,*.x:y'), ('HTTP_PROXY', 'garbage'), ('http_proxy', 'socks://h:1')])
+def test_a_server_on_this_machine_needs_no_proxy(no_proxies, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with ToyServer(lambda b: MOVE) as toy:
+        for host in ('127.0.0.1', 'localhost', '0.0.0.0'):
+            lm = ServerModel(f'{toy.url}#toy'.replace('127.0.0.1', host), attempts=1)
+            assert complete(lm)[0].text == MOVE
+    with pytest.raises(A3TError, match='nobody answers there'): complete(ServerModel('https://127.0.0.1:1/v1#m'))
+
+@pytest.mark.parametrize('name,value', PROXIES + CERTIFICATES)
+def test_a_variable_that_cannot_be_used_is_named(no_proxies, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(A3TError) as e: complete(ServerModel('https://models.invalid/v1#m', attempts=1))
+    said = str(e.value)
+    assert said.startswith(f'{name} = ') or value == 'a b c' and f'of {name}' in said, said
+    assert 'secret' not in said and '\n' not in said and ('NO_PROXY' in said or 'unset' in said or 'of ALL_PROXY' in said)
+
+def test_which_proxy(no_proxies, monkeypatch):
+    for k,v in dict(HTTP_PROXY='http://me:secret@a:1', ALL_PROXY='b:2', NO_PROXY='example.org,fe80::/10,10.0.0.0/8, x:y/z').items(): monkeypatch.setenv(k, v)
+    assert proxy_for('http://models.com/v1') == ('http://me:secret@a:1', ', through the proxy http://…@a:1 of HTTP_PROXY')
+    assert proxy_for('https://models.com/v1')[0] == 'http://b:2'
+    for direct in ('https://api.example.org/v1', 'http://10.3.4.5:8000/v1', 'http://[fe80::1]/v1', 'http://[::1]/v1', 'http://127.9.9.9/v1'): assert proxy_for(direct) == (None, '')
+    monkeypatch.setenv('HTTP_PROXY', 'http://me:secret@127.0.0.1:1')
+    with pytest.raises(A3TError, match=r'nobody answers there, through the proxy http://…@127.0.0.1:1 of HTTP_PROXY'): complete(ServerModel('http://models.com/v1#m'))
+
+@pytest.mark.parametrize('address', ['http://h:port/v1#m', 'http://h:99999/v1#m', 'http://[::1/v1#m', 'http://h:-1/v1', 'http://xn--a/v1', 'http://me:secret@h:port/v1', 'http://é..é/v1', 'http://:80/v1'])
+def test_addresses_that_make_no_sense(address):
+    with pytest.raises(A3TError, match='begins with http://') as e: ServerModel(address)
+    assert 'secret' not in str(e.value)
+
+# ---- from the settings
+
+def test_the_setting_server():
+    lm = language_model('http://127.0.0.1:1/v1#tiny', slots=7, server=dict(timeout=60, price=[1, 3.], thinking=0, body=dict(top_p=.9, stop=None)))
+    assert (lm.limit, lm.timeout, lm.thinking, lm.body) == (7, 60, 0, dict(top_p=.9, stop=None))
+    for bad, says in ((dict(timeuot=3), 'timeuot is unknown in the setting server .did you mean timeout.*fields of the request itself belong into body'), (dict(top_p=.9), 'belong into body'),
+                      (dict(timeout='long'), "timeout = 'long'"), (dict(limit=0), 'limit = 0'), (dict(limit=2.5), 'limit'), (dict(attempts=True), 'attempts'), (dict(price=3), 'price'), (dict(price=['a', 1]), 'price'),
+                      (dict(body=3), 'must be a dict'), (dict(body=dict(extra=dict(api_key=KEY))), 'into the environment')):
+        for name in ('http://127.0.0.1:1/v1#tiny', 'tiny'):
+            with pytest.raises(A3TError, match=says) as e: language_model(name, server=bad)
+            assert KEY not in str(e.value)
+
+def test_the_settings_reach_the_model():
+    S = dict(load_settings('smoke', dict(context=300)), model='tiny')
+    there = LoadedThere(*model_arguments(S))
+    assert there.engine.context == 300 and pickle.loads(pickle.dumps(there)).engine is there.engine
+    assert LoadedThere(*model_arguments(S | dict(context=0))).engine.context == 8192
+    S = load_settings('smoke', dict(model='http://127.0.0.1:1/v1#tiny', server={'attempts':2, 'body':{'user':'me'}}))
+    there = LoadedThere(*model_arguments(S))
+    assert (there.limit, there.attempts, there.body) == (S['slots'], 2, dict(user='me'))
 
 # ---- scores: an echo computed by transformers, in the form of vLLM
 

@@ -19,6 +19,7 @@ import numpy as np, torch
 from safetensors import SafetensorError
 from fastcore.basics import patch
 from ..core import A3TError, data_folder, file_hash, make_folder
+from .api import check_way
 from .base import Completion, LanguageModel, cut_at_stop, decode_after, encode_segments, toy_tokenizer
 
 # %% ../../nbs/21_models.local.ipynb #ca832954
@@ -113,6 +114,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(folder, **local)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={'':device}, **local, **kw)
     except (OSError, ValueError, SafetensorError) as e:
+        if not local: check_way('https://huggingface.co')
         raise A3TError(f"no model {name!r}: give 'smollm2-135m', a folder with config.json, weights and tokenizer, "
                        f"or a hub id and a network ({str(e).splitlines()[0][:150]})") from e
     if adapter is not None:
