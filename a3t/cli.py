@@ -62,7 +62,7 @@ def train(
 def presets():
     "List the presets of settings.ini"
     ini, text = configparser.ConfigParser(interpolation=None), (project_root()/'settings.ini')
-    if not ini.read(text): raise A3TError('settings.ini is missing: run from the folder of the project')
+    if not ini.read(text, encoding='utf-8-sig'): raise A3TError('settings.ini is missing: run from the folder of the project')
     for name in ini.sections():
         about = re.search(rf'^\[{re.escape(name)}\]\n# (.*)', read_text(text), re.M)
         print(f"{name:<16} {about[1] if about else ''}")
@@ -123,6 +123,7 @@ def evaluate(
     set:Annotated[str, {'nargs':'+', 'action':'extend'}]=None, # settings that win over the preset, each as key=value
 ):
     "Play one trial for each task with a trained adapter: its score"
+    adapter, json = project_path(adapter, Path.cwd()), json and project_path(json, Path.cwd())
     named = adapter_model(adapter)
     if not (model := model or named): raise A3TError(f'{adapter} does not say which model it belongs to: give --model')
     S = evaluation_settings(model, preset, set or [], games, splits)

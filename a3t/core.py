@@ -270,11 +270,13 @@ def data_folder(
     return _usable(project_root()/os.path.expanduser(os.environ.get('A3T_DATA') or 'data'))
 
 def project_path(
-    path, # as a setting, a parameter or an environment variable names it
+    path, # as a setting, a parameter or an option names it
+    start='', # where a relative one starts that is not in `data`; the project by default
 )->Path: # absolute
     "Where a path leads, by the one rule"
     path = _usable(os.path.expanduser(path))
-    there = data_folder().joinpath(*path.parts[1:]) if path.parts[:1] == ('data',) else project_root()/path
+    if path.parts[:1] == ('data',): return data_folder().joinpath(*path.parts[1:])
+    there = project_root()/start/path
     return Path.cwd()/path if not os.path.exists(there) and os.path.exists(path) else there
 
 # %% ../nbs/00_core.ipynb #afa9002f
