@@ -15,8 +15,8 @@ export PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0
 reason() {
   said() { grep -qiE "$1" "$LOG"; }
   if said 'no space left|disk quota'; then echo 'the disk is full: free about 8 GB'
-  elif said 'configuration file|parsing errors|invalid value for'; then
-    echo "pip cannot read its configuration ($(grep -iE -m1 'configuration file|parsing errors|invalid value for' "$LOG" | tr -s ' ')): fix that file or variable, \`pip config debug\` lists them"
+  elif said 'configuration file|during configuration|section headers|parsing errors'; then
+    echo "pip cannot read its configuration ($(tail -3 "$LOG" | tr -s '\n ' ' ' | sed 's/ *$//')): fix that file or variable, \`pip config debug\` lists them"
   elif said 'read-only file system|permission denied'; then echo "$PWD/.venv cannot be written: fix the permissions"
   elif said 'user site-packages|can not combine .--user|--target'; then echo 'the settings of pip name another place: remove user, target, prefix and root, `pip config list` shows them'
   elif said 'name resolution|name or service not known|network is unreachable|max retries|timed out|connection (refused|reset|broken|error)|proxyerror|sslerror|certificate'; then

@@ -155,7 +155,7 @@ def content_hash(
 )->str: # SHA-256, 64 hexadecimal digits
     "SHA-256 of some content"
     if not isinstance(obj, (str, bytes)): obj = json.dumps(obj, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(obj.encode() if isinstance(obj, str) else obj).hexdigest()
+    return hashlib.sha256(obj.encode('utf-8', 'surrogatepass') if isinstance(obj, str) else obj).hexdigest() # half a character, too, has a hash
 
 def file_hash(
     path, # a file, or a folder (all files in it, by relative name)
@@ -188,7 +188,7 @@ def write_atomic(
         fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name[:40]}.') # a name may have 255 bytes
         try:
             with os.fdopen(fd, 'wb') as f:
-                f.write(content.encode() if isinstance(content, str) else content)
+                f.write(content.encode('utf-8', 'backslashreplace') if isinstance(content, str) else content) # JSON reads \udc80 back as it was
                 f.flush()
                 _unless(_NO_SYNC, os.fsync, f.fileno())
             _unless(_NO_MODE, os.chmod, tmp, 0o644)

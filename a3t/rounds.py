@@ -455,6 +455,10 @@ def follow_executor():
     threading.Thread(target=follow, name='follow', daemon=True).start()
 
 # %% ../nbs/60_rounds.ipynb #a9fe6116
+def _plain(path):
+    "A path for papermill, which fills in what stands in braces"
+    return str(path).replace('{', '{{').replace('}', '}}')
+
 def check_parameters(
     path, # a notebook
     parameters:dict, # what is to be passed
@@ -529,14 +533,11 @@ def _failed(e, name, to):
     if getattr(e, 'errno', None) in REMEDIES: return refused(e, getattr(e, 'filename', '') or to, 'use') # of Python, or of the kernel's sockets
     log = to.with_suffix('.log')
     tail = log.read_text(encoding='utf-8', errors='replace').strip().split('\n')[-5:] if log.exists() else []
-    if known := refusal('', '\n'.join([str(e), *tail]), f'what {name} needs'): return known
+    last = re.match(r'(?:\w+\.)*(\w+): (.*)', tail[-1] if tail else '')
+    if known := refusal(*(last.groups() if last else ('', str(e))), f'what {name} needs'): return known
     return StageError('\n'.join([*tail, f'{type(e).__name__}: {e}'.split('\n')[0], f'{name} failed: its process died (out of memory?); {where}']))
 
 # %% ../nbs/60_rounds.ipynb #618cb081
-def _plain(path):
-    "A path for papermill, which fills in what stands in braces"
-    return str(path).replace('{', '{{').replace('}', '}}')
-
 def execute(
     path, # the notebook
     to, # where the executed one goes

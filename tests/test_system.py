@@ -1,10 +1,10 @@
 "Paths, locales, homes, code that changed, and what an operating system refuses: one line, and nothing is lost"
-import ast, errno, json, os, resource, shutil, subprocess, sys, time
+import ast, errno, hashlib, json, os, resource, shlex, shutil, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest
 import a3t
 from a3t.cli import main
-from a3t.core import (REMEDIES, A3TError, data_folder, make_folder, project_path, project_root, read_json, read_text, refused, write_atomic,
+from a3t.core import (REMEDIES, A3TError, content_hash, data_folder, make_folder, project_path, project_root, read_json, read_text, refused, write_atomic,
                       write_json)
 from a3t.rounds import (_failed, code_hashes, execute, lock, notebook_imports, open_run, plan, read_manifest, refusal, run_folder, run_stage,
                         set_aside, stage_state, unlock)
@@ -124,6 +124,11 @@ def test_a_byte_order_mark_is_no_text(fake):
     file.write_text(json.dumps(game.data), encoding='utf-8-sig')
     assert _read_game(file, task) == game
 
+def test_half_a_character_is_kept(tmp_path):
+    "A server may cut an emoji in two"
+    write_json(tmp_path/'x.json', ['\ud83d', 'ü\udcff'])
+    assert read_json(tmp_path/'x.json') == ['\ud83d', 'ü\udcff'] and len(content_hash('\ud83d')) == 64 and content_hash('ü') == hashlib.sha256('ü'.encode()).hexdigest()
+
 def test_other_encodings_are_said(project):
     (project.path/'settings.ini').write_text('[DEFAULT]\nseed = 0\n', encoding='utf-16')
     one_line_error(project.a3t('run', 'smoke'), 'settings.ini is not UTF-8 text (invalid start byte at byte 0): save it as UTF-8')
@@ -132,7 +137,7 @@ def test_other_encodings_are_said(project):
 
 @pytest.mark.parametrize('home', ['/proc/nohome', '/dev/null', '', None])
 def test_alfworld_needs_no_home(home):
-    code = "from a3t.envs.alfworld import *\ne = AlfWorld(mini_games())\nprint(e.reset(options={'task':list(mini_games())[0]})[0][:30], os.environ.get('ALFWORLD_DATA'))"
+    code = "import os\nfrom a3t.envs.alfworld import *\ne = AlfWorld(mini_games())\nprint(e.reset(options={'task':list(mini_games())[0]})[0][:30], os.environ.get('ALFWORLD_DATA'))"
     env = {k:v for k,v in os.environ.items() if k not in ('HOME', 'ALFWORLD_DATA', 'XDG_CACHE_HOME')} | ({} if home is None else {'HOME':home}) | {'PYTHONPATH':str(ROOT)}
     p = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, encoding='utf-8')
     assert p.stdout.strip() == 'You are in the middle of a roo None', p.stderr
@@ -140,15 +145,18 @@ def test_alfworld_needs_no_home(home):
 def test_a_stage_leaves_nothing_in_the_home(tmp_path, monkeypatch):
     home = tmp_path/'home'
     home.mkdir()
+    (tmp_path/'tmp').mkdir()
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path/'tmp'))
     for k in ('IPYTHONDIR', 'JUPYTER_RUNTIME_DIR', 'XDG_CACHE_HOME', 'XDG_DATA_HOME', 'XDG_CONFIG_HOME'): monkeypatch.delenv(k, raising=False)
     monkeypatch.setenv('HOME', str(home))
-    nb = notebook(tmp_path/'a.ipynb', 'x = 1', 'import matplotlib.pyplot as plt, torch\nx')
+    nb = notebook(tmp_path/'a.ipynb', 'x = 1', 'import matplotlib.pyplot as plt, torch, transformers\nx')
     execute(nb, tmp_path/'out.ipynb', {})
     assert {p.relative_to(home).parts[:2] for p in home.rglob('*') if p.is_file()} <= {('.cache', 'matplotlib'), ('.config', 'matplotlib')}
-    monkeypatch.setenv('HOME', '/proc/nohome')
+    for k in ('HOME', 'XDG_CACHE_HOME', 'XDG_CONFIG_HOME', 'XDG_DATA_HOME', 'MPLCONFIGDIR', 'HF_HOME', 'TORCH_HOME', 'TMPDIR', 'IPYTHONDIR', 'JUPYTER_CONFIG_DIR',
+              'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR'): monkeypatch.setenv(k, '/proc/nohome')
     execute(nb, tmp_path/'out.ipynb', {})
     assert nbformat.read(tmp_path/'out.ipynb', 4).cells[-1].outputs[-1].data['text/plain'] == '1'
-    assert not list(Path('/tmp').glob('a3t-*/kernel.json'))
+    assert not list((tmp_path/'tmp').iterdir()) # nor there
 
 # -- code that changed
 
@@ -176,7 +184,7 @@ def test_prose_of_the_code_does_not_count(package):
     package('core.py', '"The folder of the project"', '"Where the project lies"')
     package('core.py', '"""Trajectories,', '"""Episodes,')
     package('envs/base.py', '# task ids', '# ids of tasks')
-    package('core.py', "__all__ = ['COLOURS', ", "__all__ = [")
+    package('core.py', "__all__ = ['REMEDIES', ", "__all__ = [")
     assert set(states().values()) == {'done'}
 
 def test_code_that_a_stage_does_not_run_does_not_count(package, fake):
@@ -230,13 +238,22 @@ def test_real_refusals(tmp_path):
     (tmp_path/'file').touch()
     (tmp_path/'folder').mkdir()
     (tmp_path/'loop').symlink_to('loop')
-    for path,why in (('file/x', 'Not a directory'), ('folder', 'Is a directory'), ('loop/x', 'Too many levels'), ('y'*300, 'File name too long'),
-                     ('/proc/x', 'No such file'), ('/dev/null/x', 'Not a directory')):
+    for path,why in (('file/x/y', 'Not a directory'), ('file/x', 'File exists|Not a directory'), ('folder', 'Is a directory'), ('loop/x/y', 'Too many levels'), ('y'*300, 'File name too long'),
+                     ('/proc/x', 'No such file'), ('/dev/null/x/y', 'Not a directory')):
         with pytest.raises(A3TError, match=why): write_atomic(tmp_path/path, 'x')
         if path != '/proc/x':
             with pytest.raises(A3TError, match=f'{why}|is missing'): read_text(tmp_path/path)
     write_atomic(tmp_path/('y'*255), 'x')
     assert read_text(tmp_path/('y'*255)) == 'x'
+
+@pytest.mark.parametrize('args', [('evaluate', '--adapter', 'y'*300), ('report', 'y'*300), ('evaluate', '--adapter', 'file/x'), ('evaluate', '--adapter', 'loop'),
+                                  ('shop', '--replay', 'y'*300), ('run', 'smoke', '--name', 'y'*300), ('parity', 'y'*300)])
+def test_paths_that_cannot_be_on_the_command_line(fake, capsys, args):
+    (fake.path/'file').touch()
+    (fake.path/'loop').symlink_to('loop')
+    assert main(list(args)) == 1
+    err = capsys.readouterr().err
+    assert err.startswith('a3t: ') and err.count('\n') == 1
 
 def test_too_many_open_files(tmp_path):
     was = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -355,11 +372,10 @@ def test_setup_shows_what_it_does(setup):
 
 def test_setup_shows_progress_on_a_terminal(setup):
     pytest.importorskip('pty')
-    p = setup.place.parent/'typescript'
     code = f"import os, pty, sys\nos.chdir({str(setup.place)!r})\nsys.exit(os.waitstatus_to_exitcode(pty.spawn(['make', '-s', 'setup'])))"
     env = {**os.environ, 'PATH':f"{setup.place.parent/'bin'}:{os.environ['PATH']}", 'FAKE':str(setup.place.parent/'bin'/'python3.11'), 'PIP_SAYS':'echo "Downloading torch (900 MB)"', 'TERM':'xterm'}
-    p = subprocess.run([sys.executable, '-c', code], env=env, stdin=subprocess.DEVNULL, capture_output=True, encoding='utf-8')
-    assert '\r\x1b[K  0 packages · Downloading torch (900 MB)' in p.stdout, p.stdout + p.stderr
+    p = subprocess.run([sys.executable, '-c', code], env=env, stdin=subprocess.DEVNULL, capture_output=True)
+    assert '\r\x1b[K  0 packages · Downloading torch (900 MB)'.encode() in p.stdout, p.stdout + p.stderr
 
 def test_setup_keeps_its_own_place(setup):
     "Settings that send packages elsewhere, or break Python, do not count; the index does"
@@ -369,7 +385,9 @@ def test_setup_keeps_its_own_place(setup):
 
 @pytest.mark.parametrize('says,env,contains', [
     ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", {}, 'the disk is full: free about 8 GB'),
-    ('Configuration file could not be loaded.\nWhile reading from /etc/pip.conf [line 1]', {}, 'pip cannot read its configuration (Configuration file could not be loaded.): fix'),
+    ("File contains no section headers.\nfile: '/etc/pip.conf', line: 1\n'[glob", {}, "configuration (File contains no section headers. file: '/etc/pip.conf', line: 1 '[glob): fix that"),
+    ("An error occurred during configuration: option timeout: invalid floating-point value: 'abc'", {}, "option timeout: invalid floating-point value: 'abc'): fix that file or variable"),
+    ('Configuration file contains invalid UTF-8 characters in /etc/pip.conf.', {}, 'invalid UTF-8 characters in /etc/pip.conf.): fix that'),
     ("ERROR: Can not perform a '--user' install. User site-packages are not visible in this virtualenv.", {}, 'the settings of pip name another place'),
     ("WARNING: Retrying: NewConnectionError: Temporary failure in name resolution\nERROR: No matching distribution found for x", {}, 'the package index cannot be reached'),
     ('ERROR: No matching distribution found for torch==2.9.1', {'PIP_NO_INDEX':'1'}, 'pip may not use a package index (PIP_NO_INDEX'),
@@ -378,7 +396,7 @@ def test_setup_keeps_its_own_place(setup):
     ("ERROR: Could not install packages due to an OSError: [Errno 13] Permission denied: '/x'", {}, 'cannot be written: fix the permissions'),
     ('ERROR: something new', {}, 'pip failed (ERROR: something new): read .venv/setup.log')])
 def test_setup_says_why_it_failed(setup, says, env, contains):
-    said = setup_error(setup(f'printf "%s\\n" {json.dumps(says)}; exit 1', **env))
+    said = setup_error(setup(f"printf '%s\\n' {shlex.quote(says)}; exit 1", **env))
     assert contains in said and 'run `make setup` again' in said
     assert not (setup.place/'.venv'/'.complete').exists() and setup().returncode == 0 # it goes on from there
 
@@ -392,7 +410,7 @@ def without_python(tmp_path):
     "A folder with the programs that the set-up calls, and no Python"
     bin = tmp_path/'tools'
     bin.mkdir()
-    for t in ('bash', 'make', 'grep', 'tee', 'tput', 'tr', 'tail', 'ls', 'touch', 'dirname', 'cat'):
+    for t in ('bash', 'make', 'grep', 'tee', 'tput', 'tr', 'tail', 'ls', 'touch', 'dirname', 'cat', 'sed'):
         if path := shutil.which(t): (bin/t).symlink_to(path)
     return bin
 
