@@ -149,7 +149,7 @@ def test_a_stage_leaves_nothing_in_the_home(tmp_path, monkeypatch):
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path/'tmp'))
     for k in ('IPYTHONDIR', 'JUPYTER_RUNTIME_DIR', 'XDG_CACHE_HOME', 'XDG_DATA_HOME', 'XDG_CONFIG_HOME'): monkeypatch.delenv(k, raising=False)
     monkeypatch.setenv('HOME', str(home))
-    nb = notebook(tmp_path/'a.ipynb', 'x = 1', 'import matplotlib.pyplot as plt, torch, transformers\nx')
+    nb = notebook(tmp_path/'a.ipynb', 'x = 1', 'import matplotlib.pyplot as plt, transformers\nx')
     execute(nb, tmp_path/'out.ipynb', {})
     assert {p.relative_to(home).parts[:2] for p in home.rglob('*') if p.is_file()} <= {('.cache', 'matplotlib'), ('.config', 'matplotlib')}
     for k in ('HOME', 'XDG_CACHE_HOME', 'XDG_CONFIG_HOME', 'XDG_DATA_HOME', 'MPLCONFIGDIR', 'HF_HOME', 'TORCH_HOME', 'TMPDIR', 'IPYTHONDIR', 'JUPYTER_CONFIG_DIR',
