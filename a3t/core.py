@@ -19,7 +19,7 @@ class A3TError(Exception):
 
 # %% ../nbs/00_core.ipynb #oserr002
 _TYPE = 'move what lies there, or choose another path'
-_LIMIT = 'and run the command again in the same shell'
+_LIMIT = 'in the same shell'
 _LOCAL = 'this file system does not offer it: set A3T_DATA to a folder on a local disk'
 REMEDIES = { # what the operating system refuses → what the user can do
     errno.ENOSPC:'free some space', errno.EDQUOT:'free some space, or ask for a larger quota',
