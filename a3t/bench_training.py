@@ -52,7 +52,7 @@ def resident(
 )->int: # bytes
     "Memory of this process that is in use, as Linux counts it"
     key = 'VmHWM:' if peak else 'VmRSS:'
-    return next(int(l.split()[1])*1024 for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(key))
+    return next(int(l.split()[1])*1024 for l in Path('/proc/self/status').read_text(encoding='utf-8').splitlines() if l.startswith(key))
 
 def apart(
     function, # of a module; it returns a dict

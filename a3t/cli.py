@@ -7,16 +7,17 @@ __all__ = ['COMMANDS', 'overrides', 'run', 'report', 'train', 'presets', 'print_
            'evaluate', 'play_panels', 'command', 'usage', 'main']
 
 # %% ../nbs/62_cli.ipynb #a6bfa165
-import configparser, os, re, signal, sys, threading
+import configparser, logging, os, re, signal, sys, threading
 from importlib import import_module
 from inspect import getdoc, signature
 from pathlib import Path
 from typing import Annotated
 from fastcore.script import anno_parser
-from .core import A3TError, content_hash, data_folder, file_hash, load_settings, parse_value, project_root, read_json, seed_for, write_json
+from .core import (A3TError, close_output, content_hash, data_folder, file_hash, load_settings, never_fail_output, parse_value, project_path, project_root,
+                      read_json, read_text, refused, seed_for, write_json)
 from .envs.base import Panel, load_environment
 from .evaluate import score_table, summarise, trials
-from .rounds import StageError, environment_spec, lock, open_run, run_all, run_folder, run_stage, stage_name, unlock
+from .rounds import StageError, environment_spec, lock, open_run, run_all, refusal, run_folder, run_stage, stage_name, unlock
 
 # %% ../nbs/62_cli.ipynb #37dce9e0
 def overrides(
@@ -61,9 +62,9 @@ def train(
 def presets():
     "List the presets of settings.ini"
     ini, text = configparser.ConfigParser(interpolation=None), (project_root()/'settings.ini')
-    if not ini.read(text): raise A3TError('settings.ini is missing: run from the folder of the project')
+    if not ini.read(text, encoding='utf-8-sig'): raise A3TError('settings.ini is missing: run from the folder of the project')
     for name in ini.sections():
-        about = re.search(rf'^\[{re.escape(name)}\]\n# (.*)', text.read_text(), re.M)
+        about = re.search(rf'^\[{re.escape(name)}\]\n# (.*)', read_text(text), re.M)
         print(f"{name:<16} {about[1] if about else ''}")
 
 # %% ../nbs/62_cli.ipynb #ccb6624d
@@ -124,6 +125,7 @@ def evaluate(
     set:Annotated[str, {'nargs':'+', 'action':'extend'}]=None, # settings that win over the preset, each as key=value
 ):
     "Play one trial for each task with a trained adapter: its score"
+    adapter, json = project_path(adapter, Path.cwd()), json and project_path(json, Path.cwd())
     named = adapter_model(adapter)
     if not (model := model or named): raise A3TError(f'{adapter} does not say which model it belongs to: give --model')
     S = evaluation_settings(model, preset, set or [], games, splits)
@@ -181,6 +183,8 @@ def main(
 )->int: # exit status
     "The `a3t` command"
     def stop(*_): raise KeyboardInterrupt
+    never_fail_output()
+    logging.getLogger('matplotlib').setLevel(logging.ERROR) # it warns where it cannot write into the home folder, which is no matter here
     name, *rest = sys.argv[1:] if args is None else args or ['']
     if name not in COMMANDS:
         print(usage(), file=sys.stdout if name in ('-h', '--help') else sys.stderr)
@@ -195,10 +199,15 @@ def main(
         return status
     except (A3TError, StageError) as e: print(f'a3t: {e}', file=sys.stderr)
     except configparser.Error as e: print(f"a3t: settings.ini cannot be read: {' '.join(str(e).split())}", file=sys.stderr)
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read this has read enough: `a3t presets | head -1`
+    except BrokenPipeError: pass  # whoever read this has read enough: `a3t presets | head -1`
+    except Exception as e:
+        known = refused(e, doing='use') if isinstance(e, OSError) else refusal(type(e).__name__, str(e), 'what this command needs')
+        if not known: raise
+        print(f'a3t: {known}', file=sys.stderr)
     except KeyboardInterrupt:
         print('\na3t: stopped; the same command goes on from here', file=sys.stderr)
         return 130
     finally:
+        close_output()
         if main_thread: signal.signal(signal.SIGTERM, before)
     return 1

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import pyarrow.parquet as pq
 from tornado import httpserver, netutil, template, web
 from .accumulate import read
-from .core import A3TError, Step, Trajectory, from_row, read_json
+from .core import A3TError, Step, Trajectory, from_row, project_path, read_json
 from .envs.base import load_environment
 from .envs.shopdata import typed
 
@@ -351,7 +351,7 @@ def shop_command(
     instructions:str='human', # which instructions: human or synthetic
 ):
     "Try tasks of the shop in a browser, or watch recorded trajectories"
-    trajectories = read_replays(replay) if replay else ()
+    trajectories = read_replays(project_path(replay, Path.cwd())) if replay else ()
     with serving(Shop(load_environment('webshop', pages='text_rich', games=games, instructions=instructions), trajectories), port) as url:
         print(f"open {url}{'/replay' if replay else ''} in a browser; Ctrl-C stops it", flush=True)
         threading.Event().wait()

@@ -215,7 +215,7 @@ def read_log(
 )->list: # one dict for each step
     "The step log of a training; a last line that a kill cut short is ignored"
     path, res = Path(path), []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else []:
         try: res.append(json.loads(line))
         except json.JSONDecodeError: break
     return res
@@ -241,7 +241,7 @@ class StepLog(TrainerCallback):
         line = dict(step=state.global_step, epoch=round(state.epoch, 4), loss=l['loss'], imitation=l['imitation'], contrast=l['contrast'], **mean,
                     tokens=l['tokens'], seconds=round(self.before+time.perf_counter()-self.start, 3), learning_rate=l['learning_rate'])
         if not self.main: return
-        with open(self.path, 'a') as f: f.write(json.dumps(line)+'\n')
+        with open(self.path, 'a', encoding='utf-8') as f: f.write(json.dumps(line)+'\n')
         self.bar.set_postfix(loss=f"{l['loss']:.3f}")
         self.bar.update()
 
@@ -490,7 +490,7 @@ def launch(
     output, bin = Path(output), Path(sys.executable).parent
     write_atomic(output/'job.json', json.dumps(dict(model=model, rows=[asdict(r) for r in rows], settings=settings | dict(progress=progress))))
     env = os.environ | dict(PATH=f"{bin}:{os.environ['PATH']}")
-    with open(output/'launch.log', 'w+') as log, tqdm(total=settings.get('epochs', 6)*math.ceil(len(rows)/settings.get('batch_size', 16)),
+    with open(output/'launch.log', 'w+', encoding='utf-8', errors='replace') as log, tqdm(total=settings.get('epochs', 6)*math.ceil(len(rows)/settings.get('batch_size', 16)),
                                                      desc=progress, disable=progress is None, unit='step') as bar:
         try: p = subprocess.Popen([*shlex.split(command), str(bin/'a3t'), 'train', str(output)], env=env, stderr=log)
         except OSError as e: raise A3TError(f'launch = {command!r} cannot be run: {e}') from e

@@ -16,7 +16,7 @@ class Browser:
     def __init__(self, path):
         self.folder = tempfile.mkdtemp()
         flags = '--headless --no-sandbox --disable-gpu --hide-scrollbars --remote-debugging-port=0 --no-first-run --disable-dev-shm-usage'.split()
-        self.log = open(Path(self.folder)/'log', 'w+')
+        self.log = open(Path(self.folder)/'log', 'w+', encoding='utf-8')
         self.process = subprocess.Popen([path, *flags, f'--user-data-dir={self.folder}/profile', 'about:blank'], stderr=self.log, stdout=subprocess.DEVNULL, start_new_session=True)
         self.loop, self.n, self.events = asyncio.new_event_loop(), 0, []
         try:
@@ -27,8 +27,8 @@ class Browser:
 
     async def _connect(self):
         for _ in range(300):
-            if m := re.search(r'ws://([\d.:]+)/', Path(self.log.name).read_text()): break
-            if self.process.poll() is not None: raise RuntimeError('the browser does not start: ' + Path(self.log.name).read_text()[-300:])
+            if m := re.search(r'ws://([\d.:]+)/', Path(self.log.name).read_text(encoding='utf-8')): break
+            if self.process.poll() is not None: raise RuntimeError('the browser does not start: ' + Path(self.log.name).read_text(encoding='utf-8')[-300:])
             await asyncio.sleep(.1)
         else: raise RuntimeError('the browser does not answer')
         pages = json.load(urllib.request.urlopen(f'http://{m[1]}/json/list'))

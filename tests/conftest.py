@@ -24,7 +24,7 @@ class Project:
         self.env = {**os.environ, 'PYTHONPATH':str(ROOT), 'OMP_NUM_THREADS':'1', 'A3T_NOTEBOOKS':str(notebooks or ROOT/'nbs'/'rounds')}
 
     def start(self, *args, **kw):
-        return subprocess.Popen([*A3T, *args], cwd=self.path, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+        return subprocess.Popen([*A3T, *args], cwd=self.path, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8', **kw)
 
     def a3t(self, *args, timeout=600, **kw):
         p = self.start(*args, **kw)

@@ -22,7 +22,7 @@ def queries(n, rng): return [t for _,t in ((i, ' '.join(t.split()[:k])) for (i, 
 
 def memory():
     "Resident and proportional memory of this process, in MB"
-    rollup = Path('/proc/self/smaps_rollup').read_text()
+    rollup = Path('/proc/self/smaps_rollup').read_text(encoding='utf-8')
     return {k:int(next(l for l in rollup.splitlines() if l.startswith(f'{k}:')).split()[1])//1024 for k in ('Rss', 'Pss', 'Private_Dirty')}
 
 def ask(folder):
@@ -46,4 +46,4 @@ if __name__ == '__main__':
     print(Index(folder), f"{sum(f.stat().st_size for f in folder.iterdir())/2**20:,.0f} MB on disk")
     env = {**os.environ, 'PYTHONPATH':str(Path(__file__).resolve().parents[1])}
     for k in (1, 2):
-        for p in [subprocess.Popen([sys.executable, __file__, 'ask', folder], stdout=subprocess.PIPE, text=True, env=env) for _ in range(k)]: print(f'{k} process(es):', p.communicate()[0].strip())
+        for p in [subprocess.Popen([sys.executable, __file__, 'ask', folder], stdout=subprocess.PIPE, encoding='utf-8', env=env) for _ in range(k)]: print(f'{k} process(es):', p.communicate()[0].strip())

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
-from ..core import A3TError, content_hash, seed_for
+from ..core import A3TError, content_hash, data_folder, seed_for
 from .alfsim import House, Simulator
 from .alfworld import NO_GOAL, SPLITS, TYPES, Game, Games, official_domain, official_grammar, pack_games
 
@@ -502,14 +502,14 @@ def write_games(
     return Path(path)
 
 def games_file(
-    folder='data/games', # where such files are kept
+    folder=None, # where such files are kept; `games` in the data folder by default
     seed:int=0, # everything random
     **settings, # as `generate_games` takes them
 )->Path: # a packed file with these games
     "The packed file of a seed and settings, written where it is not there yet"
     known = {k:p.default for k,p in inspect.signature(generate_games).parameters.items()}
     if bad := sorted(set(settings) - set(known)): raise A3TError(f"unknown settings of generated games: {', '.join(bad)}; there are {', '.join(known)}")
-    path = Path(folder)/f'generated-{content_hash([VERSION, {**known, **settings, "seed":seed}])[:12]}.jsonl.xz'
+    path = Path(folder or data_folder()/'games')/f'generated-{content_hash([VERSION, {**known, **settings, "seed":seed}])[:12]}.jsonl.xz'
     return path if path.exists() else write_games(path, seed, **settings)
 
 # %% ../../nbs/13_envs.alfgen.ipynb #ed3acd48

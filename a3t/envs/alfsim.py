@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from importlib.metadata import version
 from pathlib import Path
-from ..core import A3TError, content_hash, data_folder, seed_for, write_json
+from ..core import A3TError, content_hash, data_folder, project_path, refused, seed_for, write_json
 import gymnasium, numpy as np
 from fastcore.basics import patch
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -764,7 +764,7 @@ def compare(
 def _done(file):
     "Lines of an earlier `parity` by what they are about; what cannot be read is played again"
     res = {}
-    for line in Path(file).read_text(errors='replace').splitlines() if file and Path(file).exists() else ():
+    for line in Path(file).read_text(encoding='utf-8', errors='replace').splitlines() if file and Path(file).exists() else ():
         try:
             d = json.loads(line)
             res[d['task'], d['about']] = d
@@ -777,7 +777,7 @@ def _append(file, d):
         with open(file, 'a+b') as f:
             cut = f.tell() and f.seek(-1, 2) is not None and f.read() != b'\n'
             f.write(b'\n'*bool(cut) + json.dumps(d).encode() + b'\n')
-    except OSError as e: raise A3TError(f'cannot write {file}: {e.strerror or e}; mend that and start again: finished games are kept') from e
+    except OSError as e: raise refused(e, file) from e
 
 def _compared(real, sim, task, **amounts):
     "`compare`, with errors of the two engines as differences"
@@ -872,7 +872,7 @@ def parity_command(
     seed:int=0, # of generated games
 )->int: # 0 without differences, else 1
     "Hold the simulator against AlfWorld's engine: walkthroughs, random play, invalid commands"
-    file = Path(json or data_folder()/'parity'/f"{Path(games).name.split('.')[0]}.json")
+    file = project_path(json or data_folder()/'parity'/f"{Path(games).name.split('.')[0]}.json", Path.cwd())
     report = parity_report(games, file, episodes, steps, n, stock, dict(seed=seed) if games == 'generated' else None)
     print(f'{parity_words(report)}\nreport: {file}')
     return int(bool(report['mended']['differences'] or (report['stock'] or report['mended'])['differences']))

@@ -18,15 +18,17 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from ..core import A3TError, Step, Trajectory, content_hash, data_folder, write_atomic
+from ..core import A3TError, Step, Trajectory, content_hash, data_folder, project_path, read_text, refused, write_atomic
 from .base import Check, Panel, TextEnv, some
 
 # %% ../../nbs/11_envs.alfworld.ipynb #49ed18af
-def _package_file(name):
-    "Text of a file in the `alfworld` package's data folder, without importing it (its import creates folders)"
+def _package_data():
+    "The data folder of the package `alfworld`, without importing it (its import creates folders)"
     spec = importlib.util.find_spec('alfworld')
     if spec is None: raise A3TError("the package alfworld is missing: pip install 'alfworld>=0.4.2,<0.5'")
-    return (Path(spec.submodule_search_locations[0])/'data'/name).read_text()
+    return Path(spec.submodule_search_locations[0])/'data'
+
+def _package_file(name): return read_text(_package_data()/name)
 
 def official_domain(
 )->str: # PDDL
@@ -136,7 +138,7 @@ def _packed_lines(path):
         with lzma.open(path) as f: yield from enumerate(f, 1)
     except FileNotFoundError: raise A3TError(f'there is no file {path}: check the path, or leave the setting empty for generated games') from None
     except (EOFError, lzma.LZMAError) as e: raise A3TError(f'{path} is cut short or is no xz file ({e}): get it anew') from None
-    except OSError as e: raise A3TError(f'cannot read {path}: {e.strerror or e}') from None
+    except OSError as e: raise refused(e, path, 'read') from None
 
 def _load_packed(path):
     lines, stored, head = _packed_lines(path), {}, None
@@ -172,9 +174,9 @@ def pack_games(
 # %% ../../nbs/11_envs.alfworld.ipynb #a508a7b9
 def _read_game(file, task):
     "One `game.tw-pddl`; `None` where it is not marked as solvable"
-    try: d = json.loads(Path(file).read_text())
+    try: d = json.loads(Path(file).read_text(encoding='utf-8-sig'))
     except ValueError as e: raise A3TError(f'{file} is not valid JSON ({e}): download the data anew') from None
-    except OSError as e: raise A3TError(f'cannot read {file}: {e.strerror or e}') from None
+    except OSError as e: raise refused(e, file, 'read') from None
     if not isinstance(d, dict) or not d.get('solvable'): return None
     bad = [k for k in ('pddl_domain', 'grammar', 'pddl_problem') if not isinstance(d.get(k), str)]
     if bad: raise A3TError(f"{file} lacks {', '.join(bad)}: download the data anew")
@@ -225,7 +227,7 @@ def load_games(
 )->Games: # all games there
     "Games from the official folders or a packed file; raises `A3TError` where they are missing or broken"
     if isinstance(source, Games): return source
-    places = [Path(source).expanduser()] if source else [Path(p) for p in (os.environ.get('ALFWORLD_DATA'), 'data/alfworld') if p]
+    places = [project_path(p) for p in ([source] if source else [os.environ.get('ALFWORLD_DATA'), 'data/alfworld']) if p]
     for place in places:
         if place.is_file(): return _load_packed(place)
         for root in [place, *sorted(place.glob('json_2.1.*'), reverse=True)]:
@@ -388,12 +390,14 @@ def game_panel(
 def _textworld():
     "TextWorld's and AlfWorld's parts, imported at first use: it takes a second"
     env = os.environ.get('ALFWORLD_DATA')
+    os.environ['ALFWORLD_DATA'] = str(_package_data()) # importing alfworld makes this folder: by default one in a home that may not be writable
     import fast_downward, mementos.core, textworld
     from textworld import logic
     from textworld.envs.pddl import logic as pddl, textgen
     from textworld.envs.pddl.pddl import PddlEnv
     from alfworld.agents.environment.alfred_tw_env import AlfredDemangler, AlfredInfos
-    if env is None: os.environ.pop('ALFWORLD_DATA', None) # importing alfworld sets it, to a folder that nobody chose
+    os.environ.pop('ALFWORLD_DATA')
+    if env is not None: os.environ['ALFWORLD_DATA'] = env
     mix = lambda *bases: type(bases[0].__name__, bases, {})
     return SimpleNamespace(planner=version('fast-downward-textworld'), fast_downward=fast_downward, textworld=textworld, logic=logic, pddl=pddl, textgen=textgen, PddlEnv=PddlEnv,
         facts=mementos.core._memento_cache, wrap=lambda env: AlfredInfos(AlfredDemangler(env)),
@@ -701,7 +705,7 @@ class AlfWorld(TextEnv):
 def _read_games(source, stamp): return load_games(source)
 
 def games_source(
-    games, # 'official', 'generated', or the path of a packed file or a folder (relative to the project, or to here)
+    games, # 'official', 'generated', or the path of a packed file or a folder (`project_path` finds it)
     generator:dict=None, # for 'generated': what `generate_games` takes
 ): # what `load_games` takes
     "Where games are, by what a preset calls them; generated ones are made where they are not there yet"
@@ -709,9 +713,7 @@ def games_source(
         from a3t.envs.alfgen import games_file
         return games_file(data_folder()/'games', **(generator or {}))
     if games in ('official', None, ''): return None if os.environ.get('ALFWORLD_DATA') else data_folder()/'alfworld'
-    here = Path(games).expanduser()
-    path = here if here.exists() else data_folder().parent/here
-    return path if path.exists() else here
+    return project_path(games)
 
 def named_games(
     games, # `Games`, or as `games_source` takes it

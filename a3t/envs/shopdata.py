@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from rapidfuzz.fuzz import token_set_ratio
 from rapidfuzz.utils import default_process
-from ..core import A3TError, content_hash, data_folder, read_json, seed_for, write_json
+from ..core import A3TError, content_hash, data_folder, project_path, read_json, refused, seed_for, write_json
 from ..prompts import one_line
 from .base import Check
 from .shopsearch import Index, build_folder, build_index
@@ -31,7 +31,7 @@ def shop_sources(
     source, # a folder with the files, or one `items_shuffle*.json` in it
 )->dict: # what it is (a key of `NAMES`) → its path
     "The files of a catalogue; raises `A3TError` where a needed one is missing"
-    source = Path(source).expanduser()
+    source = project_path(source)
     if not source.exists(): raise A3TError(f"there is no {source}: download WebShop's data (items_shuffle*.json and the others), set WEBSHOP_DATA to its folder, or use games = generated")
     folder, res = (source if source.is_dir() else source.parent), {}
     for key, name in NAMES.items():
@@ -44,7 +44,7 @@ def shop_sources(
         if key not in res: raise A3TError(f"there is no {NAMES[key]}*.json in {folder}: download WebShop's data, set WEBSHOP_DATA to its folder, or use games = generated")
     return res
 
-def _open_text(path): return lzma.open(path, 'rt', encoding='utf-8') if path.suffix == '.xz' else open(path, encoding='utf-8')
+def _open_text(path): return lzma.open(path, 'rt', encoding='utf-8-sig') if path.suffix == '.xz' else open(path, encoding='utf-8-sig')
 
 def read_file(
     path, # a JSON file, compressed or not
@@ -54,7 +54,7 @@ def read_file(
         with _open_text(Path(path)) as f: return json.load(f)
     except FileNotFoundError as e: raise A3TError(f'{path} is missing') from e
     except (ValueError, EOFError, lzma.LZMAError) as e: raise A3TError(f'{path} is cut short or is not valid JSON ({e}): download it anew') from e
-    except OSError as e: raise A3TError(f'cannot read {path}: {e.strerror or e}') from e
+    except OSError as e: raise refused(e, path, 'read') from e
 
 # %% ../../nbs/15_envs.shopdata.ipynb #7d09ed8e
 def read_items(
@@ -78,7 +78,7 @@ def read_items(
                 if not isinstance(item, dict): raise A3TError(f'{path} holds {str(item)[:40]!r} where a product should be: it must be a list of products')
                 yield item
     except (EOFError, lzma.LZMAError, UnicodeDecodeError) as e: raise A3TError(f'{path} is cut short or damaged ({e}): download it anew') from e
-    except OSError as e: raise A3TError(f'cannot read {path}: {e.strerror or e}') from e
+    except OSError as e: raise refused(e, path, 'read') from e
 
 # %% ../../nbs/15_envs.shopdata.ipynb #ad7b0eb1
 @dataclass(frozen=True)
@@ -554,8 +554,8 @@ def named_shop(
     if games == 'generated':
         from a3t.envs.shopgen import generate_shop
         source = generate_shop(**(generator or {}))
-    elif games in ('official', None, ''): source = Path(os.environ.get('WEBSHOP_DATA') or data_folder()/'webshop')
-    else: source = Path(games).expanduser() if Path(games).expanduser().exists() else data_folder().parent/games
+    elif games in ('official', None, ''): source = os.environ.get('WEBSHOP_DATA') or data_folder()/'webshop'
+    else: source = games
     return _opened(str(prepare_shop(source)))
 
 # %% ../../nbs/15_envs.shopdata.ipynb #ed209678

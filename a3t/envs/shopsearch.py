@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import regex
-from ..core import A3TError, make_folder, read_json, write_json
+from ..core import A3TError, refused, make_folder, read_json, write_json
 
 # %% ../../nbs/14_envs.shopsearch.ipynb #47143362
 EMOJI = '''00A9 00AE 203C 2049 2122 2139 2194-2199 21A9-21AA 231A-231B 2328 2388 23CF 23E9-23F3 23F8-23FA 24C2 25AA-25AB 25B6 25C0 25FB-25FE
@@ -189,7 +189,7 @@ def build_folder(
 )->Path: # the folder
     "Make a folder that is there whole or not at all; raises `A3TError` where the disk refuses"
     try: return make_folder(folder, fill)
-    except OSError as e: raise A3TError(f'cannot write {folder}: {e.strerror or e}; free some space or mend the permissions, then start again') from e
+    except OSError as e: raise refused(e, folder) from e
 
 def build_index(
     texts, # iterable of (id, text), each id once
