@@ -239,6 +239,7 @@ COMMANDS = {f.__name__:f for f in (run, evaluate, report, settings, presets, doc
 
 class Parser(argparse.ArgumentParser):
     "A parser whose error is one line, with a guess at what was meant"
+    def print_help(self, file=None): print(self.format_help(), end='', file=file) # argparse would not say that the disk is full
     def error(self, message): self.exit(2, f"{self.prog.split()[0]}: {message}; `{self.prog} --help` says what there is\n")
 
     def parse_all(self,
@@ -257,10 +258,9 @@ def command_parser(
     parser, comments = Parser(prog=f'a3t {f.__name__}', description=getdoc(f), allow_abbrev=False), docments(f)
     for name,p in signature(f).parameters.items():
         option, required = p.kind is Parameter.KEYWORD_ONLY, p.default is Parameter.empty
-        default = f'; default {p.default}' if isinstance(p.default, int) or p.default and isinstance(p.default, str) else ''
-        kw = dict(help=f"{comments[name]}{'' if required else default}".replace('%', '%%'), default=None if required else p.default)
-        if p.annotation is list: kw |= dict(nargs='+', action='extend', default=None, metavar='WORD')
-        else: kw |= dict(type=p.annotation)
+        default = '' if required or p.default in ('', ()) else f'; default {p.default}'
+        kw = dict(help=(comments[name] + default).replace('%', '%%'))
+        kw |= dict(nargs='+', action='extend', metavar='WORD') if p.annotation is list else dict(type=p.annotation)
         if option: kw |= dict(required=required)
         elif not required: kw |= dict(nargs='?')
         parser.add_argument(f'--{name}' if option else name, **kw)
@@ -294,6 +294,7 @@ def _refused(e):
 
 def _flush():
     "Write what is still to be printed; where nobody takes it, drop it, else Python would complain at its end"
+    if not sys.stdout: return # closed by whoever started the command
     try: sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

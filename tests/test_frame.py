@@ -13,7 +13,7 @@ QUICK = ('rounds=1', 'train_tasks=3', 'eval_tasks=3', 'explore_budget=20')
 
 @pytest.mark.parametrize('args,contains', [
     (('run', 'smok'), 'choose one of smoke, cpu, cpu-cooking'),
-    (('run', 'smoke', '--set', 'sead=1'), 'unknown setting sead: [DEFAULT]'),
+    (('run', 'smoke', '--set', 'sead=1'), 'unknown setting sead (did you mean seed?): [DEFAULT]'),
     (('run', 'smoke', '--set', 'rounds=many'), 'rounds'),
     (('run', 'smoke', '--set', 'rounds'), 'write it as key=value'),
     (('run', 'smoke', '--name', '../x'), 'cannot name a run'),
