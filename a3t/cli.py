@@ -64,6 +64,7 @@ def presets():
     "List the presets of settings.ini"
     path = project_root()/'settings.ini'
     ini = read_settings(path)
+    if not ini.sections(): raise A3TError(f'{path} holds no preset: restore it from the project')
     text = path.read_text(encoding='utf-8-sig')
     for name in ini.sections():
         about = re.search(rf'^\[{re.escape(name)}\]\n# (.*)', text, re.M)

@@ -7,7 +7,7 @@ __all__ = ['EMBEDDED', 'check_packages', 'check_kernel', 'is_whole', 'check_weig
            'check_environment_data', 'check_values', 'diagnose', 'doctor_words', 'doctor']
 
 # %% ../nbs/63_doctor.ipynb #fd16d9f0
-import json, platform, shutil, sys
+import json, platform, shutil, sys, warnings
 from importlib.metadata import PackageNotFoundError, requires, version
 from inspect import signature
 from pathlib import Path
@@ -38,7 +38,10 @@ def check_kernel()->list: # of `Check`
     "The Jupyter kernel in which stages run"
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     mend = f'{Path(sys.executable).name} -m ipykernel install --sys-prefix --name python3'
-    try: argv = KernelSpecManager().get_kernel_spec('python3').argv
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore') # of IPython, about a home folder that cannot be written: nothing of it is needed
+            argv = KernelSpecManager().get_kernel_spec('python3').argv
     except NoSuchKernel: return [Check('Jupyter kernel', False, 'there is no kernel python3', mend)]
     theirs = shutil.which(argv[0]) or argv[0]
     same = argv[0] in ('python', 'python3') or Path(theirs).parent.resolve() == Path(sys.executable).parent.resolve()
