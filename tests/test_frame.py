@@ -24,11 +24,15 @@ def test_bad_words(project, args, contains):
 
 @pytest.mark.parametrize('setting,contains', [
     ('environment=alfwurld', "no environment 'alfwurld'"),
-    ("eval_splits=['unsean']", "no split 'unsean'"),
+    ("eval_splits=['unsean']", "no split 'unsean' (did you mean unseen?)"),
+    ('p=7', 'setting p = 7.0 must be a number from 0, at most 1'),
+    ('device=cuda:99', "device = 'cuda:99' is not a device of this machine"),
     ('model=./nowhere', "no model './nowhere'"),
+    ('train_tasks=99', 'the split train has 32'),
     ('eval_tasks=99', 'the split unseen has 32')])
-def test_bad_settings_are_found_by_the_stage(project, setting, contains):
+def test_bad_settings_are_found_by_the_first_stage(project, setting, contains):
     one_line_error(project.a3t('run', 'smoke', '--name', 'a', '--set', setting), contains)
+    assert not (project.run('a')/'round_00').exists()
 
 def test_a_run_from_other_settings(project):
     project.run('a').mkdir(parents=True)

@@ -179,6 +179,7 @@ def test_a_run_is_not_opened_with_wrong_values(tmp_path, monkeypatch):
     monkeypatch.delenv('A3T_DATA', raising=False)
     for wrong in (dict(p=7), dict(opening='smapled'), dict(device='cuda:9'), dict(eval_splits=['unsean'])):
         with pytest.raises(A3TError, match=f'setting {next(iter(wrong))} = '): open_run('data/runs/a', 'smoke', wrong)
+    with pytest.raises(A3TError, match='set eval_tasks=12 as train_tasks'): open_run('data/runs/a', 'smoke', dict(eval_splits=['train'], eval_tasks=3))
     assert not (tmp_path/'data').exists()
     open_run('data/runs/a', 'smoke')
     with pytest.raises(A3TError, match='setting p = 7'): open_run('data/runs/a', 'smoke', dict(p=7))
