@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'check_packages', 'check_kernel', 'is_whole', 'check_weights', 'check_machine', 'check_bitsandbytes',
-           'check_environment_data', 'check_environment_needs', 'diagnose', 'doctor_words', 'doctor', 'doctor_command']
+           'check_environment_data', 'check_environment_needs', 'check_values', 'diagnose', 'doctor_words', 'doctor']
 
 # %% ../nbs/63_doctor.ipynb #fd16d9f0
-import json, platform, shutil, sys
+import json, platform, shutil, sys, warnings
 from importlib.metadata import PackageNotFoundError, requires, version
 from inspect import signature
 from pathlib import Path
-from typing import Annotated
 from .core import A3TError, data_folder, load_settings, project_root
 from .envs.base import Check, check_needs, environment_module
+from .settings import setting_faults
 
 # %% ../nbs/63_doctor.ipynb #cf96b625
 def check_packages(
@@ -38,7 +38,10 @@ def check_kernel()->list: # of `Check`
     "The Jupyter kernel in which stages run"
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     mend = f'{Path(sys.executable).name} -m ipykernel install --sys-prefix --name python3'
-    try: argv = KernelSpecManager().get_kernel_spec('python3').argv
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore') # of IPython, about a home folder that cannot be written: nothing of it is needed
+            argv = KernelSpecManager().get_kernel_spec('python3').argv
     except NoSuchKernel: return [Check('Jupyter kernel', False, 'there is no kernel python3', mend)]
     theirs = shutil.which(argv[0]) or argv[0]
     same = argv[0] in ('python', 'python3') or Path(theirs).parent.resolve() == Path(sys.executable).parent.resolve()
@@ -134,11 +137,20 @@ def check_environment_needs(
     except A3TError as e: return [Check(what, False, *str(e).rpartition(': ')[::2])]
     return [Check(what, True, f"does what opening = {settings['opening']} and p = {settings['p']} need")]
 
+def check_values(
+    settings:dict, # as `load_settings` gives them
+)->list: # of `Check`, one for each fault
+    "Every setting, held against its choices or its range"
+    faults = setting_faults(settings)
+    if not faults: return [Check('settings', True, f'{len(settings)} values, each within its choices or its range')]
+    return [Check('settings', False, f, 'choose another value in settings.ini or by --set; `a3t settings PRESET` says what each may be') for f in faults]
+
 def diagnose(
     settings:dict, # as `load_settings` gives them
 )->list: # of `Check`
-    "Every check, for the settings of a run"
-    res = check_packages() + check_kernel()
+    "Every check, for the settings of a run; data, weights and machine only where the settings are right"
+    res = check_packages() + check_kernel() + (values := check_values(settings))
+    if not all(c.ok for c in values): return res # the other checks would fail for the same reasons
     parts = [check_environment_data, check_environment_needs, lambda s: check_weights(s['model']), check_machine]
     for part in parts + [lambda s: check_bitsandbytes(s['device'] or None)]*(settings['quantize'] == 'nf4'):
         try: res += part(settings)
@@ -164,12 +176,3 @@ def doctor(
     checks = diagnose(load_settings(preset, overrides, project_root()/'settings.ini'))
     print(doctor_words(checks))
     return int(not all(c.ok for c in checks))
-
-# %% ../nbs/63_doctor.ipynb #6f956244
-def doctor_command(
-    preset:Annotated[str, {'nargs':'?', 'opt':False}]='cpu', # a section of settings.ini
-    set:Annotated[str, {'nargs':'+', 'action':'extend'}]=None, # settings that win over the preset, each as key=value
-)->int: # 0 where all is well, else 1
-    "Look at everything that a preset needs: what is wrong, and what mends it"
-    from a3t.cli import overrides
-    return doctor(preset, overrides(set or []))

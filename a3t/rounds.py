@@ -25,6 +25,7 @@ from .core import (
     A3TError, REMEDIES, content_hash, data_folder, file_hash, load_settings, project_path, project_root, read_json,
     read_text, refused, seed_for, write_json)
 from .envs.base import Panel, check_needs, environment_module, load_environment, some
+from .settings import check_settings
 
 # %% ../nbs/60_rounds.ipynb #4949540f
 def run_folder(
@@ -59,18 +60,32 @@ def open_run(
     root = project_root()
     run, overrides = project_path(run), dict(overrides or {})
     if (run/'run.json').exists():
-        old = read_json(run/'run.json')
+        old = _read_run(run/'run.json')
         if not preset and not overrides: return run, old['settings']
-        new = json.loads(json.dumps(load_settings(preset or old['preset'], overrides, root/'settings.ini')))  # as they were written: no tuples
+        new = json.loads(json.dumps(_run_settings(preset or old['preset'], overrides, root)))  # as they were written: no tuples
         more = dict(rounds=max(new['rounds'], old['settings']['rounds']))
         _same_settings(run, new | more, old['settings'] | more)
         if old['settings'] != new | more: write_json(run/'run.json', old | dict(settings=new | more))
         return run, new | more
-    settings = load_settings(preset or 'smoke', overrides, root/'settings.ini')
+    settings = _run_settings(preset or 'smoke', overrides, root)
     check_needs(settings, environment_spec(settings, 'explore_engine'))
     write_json(run/'run.json', dict(preset=preset or 'smoke', overrides=overrides, settings=settings, versions={k:_version(k) for k in PACKAGES},
         python=platform.python_version(), git=_git_commit(root), started=datetime.now(timezone.utc).isoformat(timespec='seconds')))
     return run, settings
+
+def _read_run(path):
+    "What run.json holds; `A3TError` where it is not that of a run"
+    old = read_json(path)
+    if not isinstance(old, dict) or not isinstance(old.get('settings'), dict) or not isinstance(old['settings'].get('rounds'), int) or 'preset' not in old:
+        raise A3TError(f'{path} is not that of a run (no preset or settings in it): choose another --name, or delete the folder {path.parent}')
+    return old
+
+def _run_settings(preset, overrides, root):
+    "The settings of a run, each right"
+    S = check_settings(load_settings(preset, overrides, root/'settings.ini'))
+    if 'train' in S['eval_splits'] and S['eval_tasks'] != S['train_tasks']:
+        raise A3TError(f"setting eval_tasks = {S['eval_tasks']}: a run that is evaluated on the split train uses its panel of training tasks; set eval_tasks={S['train_tasks']} as train_tasks")
+    return S
 
 def _same_settings(run, new, old):
     "An error that names every setting that differs"

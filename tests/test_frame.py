@@ -13,7 +13,7 @@ QUICK = ('rounds=1', 'train_tasks=3', 'eval_tasks=3', 'explore_budget=20')
 
 @pytest.mark.parametrize('args,contains', [
     (('run', 'smok'), 'choose one of smoke, cpu, cpu-cooking'),
-    (('run', 'smoke', '--set', 'sead=1'), 'unknown setting sead: [DEFAULT]'),
+    (('run', 'smoke', '--set', 'sead=1'), 'unknown setting sead (did you mean seed?): [DEFAULT]'),
     (('run', 'smoke', '--set', 'rounds=many'), 'rounds'),
     (('run', 'smoke', '--set', 'rounds'), 'write it as key=value'),
     (('run', 'smoke', '--name', '../x'), 'cannot name a run'),
@@ -24,11 +24,15 @@ def test_bad_words(project, args, contains):
 
 @pytest.mark.parametrize('setting,contains', [
     ('environment=alfwurld', "no environment 'alfwurld'"),
-    ("eval_splits=['unsean']", "no split 'unsean'"),
+    ("eval_splits=['unsean']", "no split 'unsean' (did you mean unseen?)"),
+    ('p=7', 'setting p = 7.0 must be a number from 0, at most 1'),
+    ('device=cuda:99', "device = 'cuda:99' is not a device of this machine"),
     ('model=./nowhere', "no model './nowhere'"),
+    ('train_tasks=99', 'the split train has 32'),
     ('eval_tasks=99', 'the split unseen has 32')])
-def test_bad_settings_are_found_by_the_stage(project, setting, contains):
+def test_bad_settings_are_found_by_the_first_stage(project, setting, contains):
     one_line_error(project.a3t('run', 'smoke', '--name', 'a', '--set', setting), contains)
+    assert not (project.run('a')/'round_00').exists()
 
 def test_a_run_from_other_settings(project):
     project.run('a').mkdir(parents=True)
@@ -54,7 +58,7 @@ def test_a_reader_that_has_read_enough_is_no_error(project):
 
 def test_presets_are_listed(project):
     p = project.a3t('presets')
-    assert p.returncode == 0 and [l.split()[0] for l in p.stdout.strip().split('\n')] == ['smoke', 'cpu', 'cpu-cooking', 'cpu-scienceworld', 'cpu-alfworld', 'paper-alfworld', 'webshop-cpu', 'paper-webshop']
+    assert p.returncode == 0 and [l.split()[0] for l in p.stdout.strip().split('\n')] == ['smoke', 'cpu', 'cpu-cooking', 'cpu-scienceworld', 'cpu-alfworld', 'paper-alfworld', 'cpu-webshop', 'paper-webshop']
 
 # -- the score of an adapter
 

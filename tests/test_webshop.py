@@ -317,7 +317,7 @@ def test_searches_leave_the_asking_out():
     assert searches('i am in search of a hair mask for split ends please, and price lower than 20.00 dollars')[0] == 'hair mask for split ends'
     assert searches("help me find an ivory women's tank top")[0] == "ivory women's tank top"
 
-@pytest.mark.parametrize('preset', ['webshop-cpu', 'paper-webshop'])
+@pytest.mark.parametrize('preset', ['cpu-webshop', 'paper-webshop'])
 def test_presets(preset):
     S = load_settings(preset, path=ROOT/'settings.ini')
     assert (S['environment'], S['max_steps'], S['success_threshold']) == ('webshop', 15, 1.)
@@ -330,7 +330,7 @@ def test_the_doctor_looks_at_the_files(monkeypatch, tmp_path):
     (bad,) = check_environment_data(load_settings('paper-webshop', path=ROOT/'settings.ini'))
     assert not bad.ok and 'items_shuffle' in bad.found and 'WEBSHOP_DATA' in bad.mend
     monkeypatch.setenv('A3T_DATA', str(tmp_path))
-    assert all(c.ok for c in check_environment_data(load_settings('webshop-cpu', path=ROOT/'settings.ini') | dict(generator=dict(products=60))))
+    assert all(c.ok for c in check_environment_data(load_settings('cpu-webshop', path=ROOT/'settings.ini') | dict(generator=dict(products=60))))
 
 @pytest.mark.slow
 def test_the_whole_loop_runs(project):

@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from ..core import A3TError, data_folder, file_hash, make_folder
 from .api import check_way
 from .base import Completion, LanguageModel, cut_at_stop, decode_after, encode_segments, toy_tokenizer
+from ..settings import check_device
 
 # %% ../../nbs/21_models.local.ipynb #ca832954
 @contextlib.contextmanager
@@ -104,7 +105,7 @@ def load_model(
     "Load a model, 4-bit quantised or not; `A3TError` where there is none of that name"
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     if quantize not in ('none', 'nf4'): raise A3TError(f"quantize is {quantize!r}: choose 'none' or 'nf4'")
-    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    device = torch.device(check_device(device or ('cuda' if torch.cuda.is_available() else 'cpu')))
     dtype = dtype or best_dtype(device)
     kw = dict(quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=False,
                                                      bnb_4bit_compute_dtype=dtype)) if quantize == 'nf4' else {}
