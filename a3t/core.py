@@ -9,9 +9,10 @@ __all__ = ['REMEDIES', 'PLAIN', 'COLOURS', 'WORDS', 'TYPES', 'A3TError', 'refuse
            'project_path', 'parse_value', 'did_you_mean', 'brief', 'read_settings', 'load_settings', 'seed_for']
 
 # %% ../nbs/00_core.ipynb #94fc5afa
-import ast, codecs, configparser, difflib, errno, hashlib, html, importlib.util, json, os, shutil, sys, tempfile, warnings
-from dataclasses import asdict, dataclass, field, replace
+import ast, codecs, configparser, difflib, errno, hashlib, html, json, os, shutil, sys, tempfile, warnings
+from dataclasses import asdict, dataclass
 from pathlib import Path
+import a3t
 
 # %% ../nbs/00_core.ipynb #ccda6d6b
 class A3TError(Exception):
@@ -261,8 +262,8 @@ def project_root(
     try: here = Path.cwd()
     except FileNotFoundError as e: raise A3TError('the current folder was deleted: change to another one (cd), then start again') from e
     except OSError as e: raise refused(e, 'the current folder', 'use') from e
-    checkout = Path(importlib.util.find_spec('a3t').submodule_search_locations[0]).absolute().parent
-    return _usable(next((p for p in (here, *here.parents, checkout) if os.path.isfile(p/'settings.ini')), here))
+    checkout = Path(a3t.__path__[0]).absolute().parent
+    return _usable(next((p for p in (here, *here.parents, checkout) if os.path.lexists(p/'settings.ini')), here))
 
 def data_folder(
 )->Path: # `$A3T_DATA`, or `data` of the project

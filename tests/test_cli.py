@@ -135,7 +135,7 @@ def make_place(t):
     (t/'cwd'/'folder'/'settings.ini').mkdir(parents=True)
     for name in ('none', 'gone'): (t/'cwd'/name).mkdir()
 
-UNUSABLE = ('binary', 'empty', 'text', 'doubled', 'nul', 'latin', 'dangling', 'loop', 'device', 'folder', 'none')
+UNUSABLE = ('binary', 'empty', 'text', 'doubled', 'nul', 'latin', 'dangling', 'loop', 'device', 'folder')
 GOOD_INI = ('good', 'bom')
 
 def surroundings(rng):

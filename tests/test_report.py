@@ -6,7 +6,8 @@ import pytest
 from a3t.accumulate import append
 from a3t.core import Step, Trajectory, read_json, write_json
 from a3t.evaluate import summarise
-from a3t.report import (plot_success, plot_time, plot_training, report_dict, report_html, some_trajectories, stage_table, time_table,
+from a3t.curves import plot_training
+from a3t.report import (plot_success, plot_time, report_dict, report_html, some_trajectories, stage_table, time_table,
                         training_logs, write_report)
 from a3t.cli import print_results
 from a3t.rounds import open_run, stage_folder

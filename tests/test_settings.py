@@ -48,7 +48,7 @@ WRONG = { # key → (preset, wrong values)
     'temperature':('smoke', NUMBER + ('-1',)), 'opening':('smoke', ('', 'smapled', 'Sampled', 'prompt')), 'opening_tasks':('smoke', WHOLE),
     'explore_budget':('smoke', POSITIVE), 'looks':('smoke', WHOLE), 'round_tasks':('smoke', WHOLE), 'p':('smoke', SHARE),
     'invalid_limit':('smoke', WHOLE), 'compositions':('smoke', WHOLE), 'stop_successes':('smoke', WHOLE + ('4',)),
-    'min_compositions':('smoke', WHOLE + ('4',)), 'success_threshold':('smoke', SHARE + ('0',)), 'failure_reward':('smoke', NUMBER + ('0.1', '1')),
+    'min_compositions':('smoke', WHOLE + ('4',)), 'success_threshold':('smoke', SHARE + ('0',)), 'failure_reward':('smoke', NUMBER + ('1.1', '2')),
     'observations':('smoke', ('masked', '', 'Keep')), 'contrast_margin':('smoke', WHOLE), 'contrast_floor':('smoke', NUMBER + ('0.5',)),
     'normalise':('smoke', ('token', '', 'None')), 'epochs_first':('smoke', POSITIVE), 'epochs':('smoke', POSITIVE),
     'learning_rate':('smoke', NUMBER + ('-1', '0', '2')), 'schedule':('smoke', ('lineer', '', 'reduce_lr_on_plateau', 'cosine_with_min_lr')),
