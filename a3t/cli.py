@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'overrides', 'run', 'report', 'train', 'presets', 'print_
            'evaluate', 'play_panels', 'command', 'usage', 'main']
 
 # %% ../nbs/62_cli.ipynb #a6bfa165
-import configparser, os, re, signal, sys, threading
+import configparser, os, re, shutil, signal, sys, threading
 from importlib import import_module
 from inspect import getdoc, signature
 from pathlib import Path
@@ -146,13 +146,16 @@ def play_panels(
     store:Path, # folder for the episodes
 )->dict: # as `summarise`, over all tasks; `splits` {split: the same and its `panel`}, and what was played: `panel`, `seed`, `engine`, …
     "One trial for each task of some panels"
+    from a3t.models.base import Journal
     from a3t.agents import ReAct
     from a3t.models.api import language_model
-    lm = language_model(S['model'], S['quantize'], S['device'], adapter, S['slots'])
+    answers = store.with_suffix('.answers')
+    lm = Journal(answers).of(language_model(S['model'], S['quantize'], S['device'], adapter, S['slots']))
     prompt = dict(instruction=env.instruction, exemplar=env.exemplar) if S['policy_exemplar'] else {}
     policy, (name, kwargs) = ReAct(lm, temperature=S['eval_temperature'], max_tokens=S['step_tokens'], **prompt), environment_spec(S)
     episodes = {split:trials(store/split, tasks, lambda: load_environment(name, **kwargs), lm, policy, S['slots'], seed=seed_for(S['seed'], 'evaluate', split),
                              patience=S['patience'], progress=f'{split} episodes') for split,tasks in panels.items()}
+    shutil.rmtree(answers, ignore_errors=True)
     everything = Panel([pair for p in panels.values() for pair in p.items()])
     return dict(**summarise([t for ts in episodes.values() for t in ts]), splits={s:dict(panel=panels[s].hash, **summarise(ts)) for s,ts in episodes.items()},
                 panel=everything.hash, seed=S['seed'], engine=S['engine'], environment=name, model=S['model'], max_steps=S['max_steps'])
