@@ -179,6 +179,7 @@ class ActRe:
         write = actre_brief_segments if self.wording else actre_segments
         prompt, shared = (write(*x, self.instruction, self.exemplar) for x in ((traj, action), (NOTHING, '')))
         out = await _complete(self.lm, prompt, shared, **args)
+        if sentences and out.finish == 'length': raise ContextFull('what is left of the context is too short for a sentence')
         return _text(out, out.text.strip().removesuffix(']'))
 
 # %% ../nbs/30_agents.ipynb #efc61550

@@ -158,7 +158,8 @@ def play_panels(
     shutil.rmtree(answers, ignore_errors=True)
     everything = Panel([pair for p in panels.values() for pair in p.items()])
     return dict(**summarise([t for ts in episodes.values() for t in ts]), splits={s:dict(panel=panels[s].hash, **summarise(ts)) for s,ts in episodes.items()},
-                panel=everything.hash, seed=S['seed'], engine=S['engine'], environment=name, model=S['model'], max_steps=S['max_steps'])
+                panel=everything.hash, seed=S['seed'], engine=S['engine'], environment=name, model=S['model'], max_steps=S['max_steps'],
+                context_full=sum(t.full for ts in episodes.values() for t in ts))
 
 # %% ../nbs/62_cli.ipynb #1a3f33ab
 COMMANDS = {'run':'a3t.cli:run', 'evaluate':'a3t.cli:evaluate', 'report':'a3t.cli:report', 'train':'a3t.cli:train', 'presets':'a3t.cli:presets', 'shop':'a3t.shop:shop_command',

@@ -25,7 +25,7 @@ class Step:
     observation:str      # what the environment answered
     actor:str='policy'   # who chose the action: 'policy' or 'sampled'
     valid:bool=True      # did the environment understand and allow the action?
-    cut:bool=False       # did a limit of tokens cut the reason or the action before its end?
+    cut:bool=field(default=False, repr=False) # did a limit of tokens cut the reason or the action before its end?
 
 # %% ../nbs/00_core.ipynb #807577fc
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Trajectory:
     source:str='policy'         # how it came about: 'policy', 'composed' or 'explored'
     round:int=0                 # the round that made it
     seed:int=0                  # seed of everything random in it
-    full:bool=False             # was it lost because the model's context was full?
+    full:bool=field(default=False, repr=False) # was it lost because the model's context was full?
 
     def __len__(self): return len(self.steps)
 

@@ -11,9 +11,9 @@ from a3t.envs.alfsim import AlfSim
 from a3t.envs.alfworld import EXEMPLAR, AlfWorld
 from a3t.envs.base import TextEnv, ToyHouse, check_environment, play
 from a3t.explore import Habits, Whereabouts, add_search, clairvoyant, explore, first_successes, habit, imitate, settle, shrink, wins
-from a3t.models.base import ContextFull, ScriptedModel, gather, toy_tokenizer
+from a3t.models.base import ContextFull, ScriptedModel, encode_segments, gather, toy_tokenizer
 from a3t.models.local import LocalModel, load_model
-from a3t.prompts import actre_brief_segments, actre_segments, one_line, parse_step, render_step, segments, steps_of
+from a3t.prompts import ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, one_line, parse_step, render_step, segments, steps_of
 
 words = st.text(st.characters(blacklist_categories=('Cs', 'Cc')), max_size=40).map(one_line)
 
@@ -211,6 +211,8 @@ def test_a_bound_reason_ends_where_its_sentence_ends(folder):
     assert set(said) <= set(allowed) and not any(isinstance(s, Cut) for s in said)
     free = gather([ActRe(lm, exemplar, temperature=1., max_tokens=2)(exemplar, 'take pen', seed) for seed in range(3)])
     assert all(isinstance(s, Cut) for s in free)
+    lm.engine.context = len(encode_segments(lm.tokenizer, actre_brief_segments(exemplar, 'go to desk', ACTRE_INSTRUCTION, exemplar))) + 3
+    with pytest.raises(ContextFull, match='too short for a sentence'): gather([ActRe(lm, exemplar, grounded=house)(exemplar, 'go to desk')])
 
 # -- exploration
 

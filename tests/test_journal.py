@@ -1,6 +1,5 @@
 "A wave that is killed: what the model had answered stays, and the result is the same to the byte"
-import asyncio, os, signal, subprocess, sys, time
-from dataclasses import replace
+import os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from a3t.agents import ActRe, ReAct, rollout
@@ -9,6 +8,7 @@ from a3t.core import A3TError, to_row
 from a3t.envs.base import ToyHouse
 from a3t.models.base import ContextFull, Journal, LanguageModel, ScriptedModel, gather
 from a3t.models.local import LocalModel, load_model
+from a3t.scale import LoadedThere
 
 torch.set_num_threads(1)
 TASKS = ToyHouse().tasks('train')[:8]
@@ -85,6 +85,13 @@ def test_two_processes_keep_their_own(lm, tmp_path):
         return rollout(ToyHouse, TASKS, ReAct(j, temperature=.7, max_tokens=8), processes=2)
     first = play(10)
     assert len(list((tmp_path/'10').glob('*.json'))) >= 4 and play(10) == first
+
+def test_it_travels_to_other_machines(tmp_path):
+    "Ray pickles what plays a wave; both models still share one journal there"
+    import cloudpickle
+    journal = Journal(tmp_path, 7)
+    a, b = cloudpickle.loads(cloudpickle.dumps([journal.of(LoadedThere('tiny'), n) for n in 'ab']))
+    assert a.journal is b.journal and (a.journal.folder, a.journal.answers) == (tmp_path, 7) and (a.name, b.name, a.lm.args) == ('a', 'b', ('tiny',))
 
 def test_a_full_context_is_remembered(tmp_path):
     class Full(LanguageModel):

@@ -72,6 +72,7 @@ T.StepLog.on_step_begin = on_step_begin
 T.train_together(sys.argv[1])
 '''
 
+@pytest.mark.slow
 def test_two_processes_resume_in_mid_epoch(folder, tmp_path):
     "Three steps an epoch, dead before the fifth: what follows is the same to the byte"
     _, tok = load_model(folder, device='cpu', dtype=torch.float32)
