@@ -123,5 +123,16 @@ def test_an_error_leaves_nobody_waiting(tmp_path):
     with pytest.raises(A3TError, match='broken'): gather([ask(i) for i in range(12)])
     assert gather([ask(i) for i in range(7)]) == ['x']*7 # in another loop, without `forget`
 
+@pytest.mark.parametrize('spoil', ['not a folder', 'not JSON'])
+def test_a_disk_that_refuses_leaves_nobody_waiting(tmp_path, spoil):
+    async def ask(lm, i): return (await lm.complete(str(i))).text
+    play = lambda: gather([ask(Journal.of(journal, lm), i) for i in range(12)])
+    lm, journal = ScriptedModel(lambda p: 'x'), Journal(tmp_path/'a', 4)
+    if spoil == 'not a folder': (tmp_path/'a').write_text('')
+    else:
+        play()
+        for f in (tmp_path/'a').glob('*.json'): f.write_text('{"')
+    with pytest.raises(A3TError, match='cannot write|is not valid JSON'): play()
+
 def test_segments_are_of_a_few_minutes(lm):
     assert LanguageModel.segment == lm.segment == Journal('x').of(LanguageModel()).segment == 320

@@ -318,15 +318,23 @@ async def compute(self:Journal, key, call):
 
 @patch
 async def next_segment(self:Journal):
-    "When all episodes wait: write the segment that is over, then read the next one if it is there, or let the model work on it"
+    "When all episodes wait: turn to the next segment and let them go on, or end with its error"
     seen = -1
     while self.open_calls or seen != len(self.waiting):
         seen = len(self.waiting)
         while self.open_calls: await asyncio.sleep(.005)
         for _ in range(SETTLED): await asyncio.sleep(0)
-    if self.record: write_atomic(self.file, json.dumps({k:str(a) if isinstance(a, ContextFull) else asdict(a) for k,a in self.record.items()}))
     waiting, self.waiting, self.opener = sorted(self.waiting, key=lambda w: w[0]), [], None
-    self.file, self.known, self.record = self.folder/f'{content_hash([k for k,_ in waiting])[:16]}.json', {}, {}
+    error = None
+    try: self.turn([k for k,_ in waiting])
+    except Exception as e: error = e
+    for future in [f for _,f in waiting if not f.done()]: future.set_exception(error) if error else future.set_result(None)
+
+@patch
+def turn(self:Journal, keys):
+    "Write the segment that is over; then read the one that begins with these requests, or let the models work on it"
+    if self.record: write_atomic(self.file, json.dumps({k:str(a) if isinstance(a, ContextFull) else asdict(a) for k,a in self.record.items()}))
+    self.file, self.known, self.record = self.folder/f'{content_hash(keys)[:16]}.json', {}, {}
     if self.file.exists():
         for k,a in read_json(self.file).items():
             self.known[k] = self.loop.create_future()
@@ -335,8 +343,6 @@ async def next_segment(self:Journal):
         models = list(self.models.values())
         for lm in models: lm.forget()
         self.left = self.answers or models[0].segment
-    for _,turn in waiting:
-        if not turn.done(): turn.set_result(None)
 
 # %% ../../nbs/20_models.base.ipynb #journal3
 class Journalled:
