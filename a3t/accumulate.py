@@ -64,7 +64,7 @@ def is_success(
     threshold=None, # reward from which it counts as a success; `None`: as the environment says
 )->bool: # does it get R = +1?
     "Binarise the reward of a trajectory (section 2.3 of the paper)"
-    return traj.won if threshold is None else traj.reward >= threshold
+    return not traj.full and (traj.won if threshold is None else traj.reward >= threshold)
 
 # %% ../nbs/33_accumulate.ipynb #cee64321
 def select_training(

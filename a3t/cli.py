@@ -8,7 +8,7 @@ __all__ = ['COMMANDS', 'NO_PATH', 'overrides', 'run', 'report', 'train', 'preset
            'usage', 'main']
 
 # %% ../nbs/62_cli.ipynb #a6bfa165
-import argparse, logging, os, re, signal, sys, threading
+import argparse, logging, os, re, shutil, signal, sys, threading
 from inspect import Parameter, getdoc, signature
 from pathlib import Path
 from fastcore.docments import docments
@@ -187,19 +187,24 @@ def play_panels(
     store:Path, # folder for the episodes
 )->dict: # as `summarise`, over all tasks; `splits` {split: the same and its `panel`}, and what was played: `panel`, `seed`, `engine`, …
     "One trial for each task of some panels"
+    from a3t.models.base import Journal
     from a3t.agents import ReAct
     from a3t.envs.base import Panel, load_environment
     from a3t.evaluate import summarise, trials
     from a3t.models.api import language_model, model_arguments
     from a3t.rounds import environment_spec
-    lm = language_model(*model_arguments(S, adapter))
+    from a3t.models.base import Journal
+    answers = store.with_suffix('.answers')
+    lm = Journal(answers).of(language_model(*model_arguments(S, adapter)))
     prompt = dict(instruction=env.instruction, exemplar=env.exemplar) if S['policy_exemplar'] else {}
     policy, (name, kwargs) = ReAct(lm, temperature=S['eval_temperature'], max_tokens=S['step_tokens'], **prompt), environment_spec(S)
     episodes = {split:trials(store/split, tasks, lambda: load_environment(name, **kwargs), lm, policy, S['slots'], seed=seed_for(S['seed'], 'evaluate', split),
                              patience=S['patience'], progress=f'{split} episodes') for split,tasks in panels.items()}
+    shutil.rmtree(answers, ignore_errors=True)
     everything = Panel([pair for p in panels.values() for pair in p.items()])
     return dict(**summarise([t for ts in episodes.values() for t in ts]), splits={s:dict(panel=panels[s].hash, **summarise(ts)) for s,ts in episodes.items()},
-                panel=everything.hash, seed=S['seed'], engine=S['engine'], environment=name, model=S['model'], max_steps=S['max_steps'])
+                panel=everything.hash, seed=S['seed'], engine=S['engine'], environment=name, model=S['model'], max_steps=S['max_steps'],
+                context_full=sum(t.full for ts in episodes.values() for t in ts))
 
 # %% ../nbs/62_cli.ipynb #frontcm0
 def doctor(

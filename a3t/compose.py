@@ -8,17 +8,17 @@ __all__ = ['Composer', 'compose', 'compose_all', 'annotate']
 # %% ../nbs/31_compose.ipynb #308ec847
 import asyncio, random
 from dataclasses import replace
-from .agents import episode, invalid_run, sample_action
+from .agents import Cut, ask_actre, ask_policy, episode, invalid_run, sample_action
 from .core import Trajectory, seed_for
-from .models.base import gather
+from .models.base import ContextFull, gather
 
 # %% ../nbs/31_compose.ipynb #b4152052
 class Composer:
     "A policy whose actions are sometimes sampled, with reasons by ActRe"
     def __init__(self,
         env, # says what an action's verb is
-        policy, # coroutine function of (trajectory, info, seed) that returns (reason, action)
-        actre, # coroutine function of (trajectory, action, seed) that returns a reason
+        policy, # see `ask_policy`
+        actre, # see `ask_actre`
         p:float=.1, # probability that a step is sampled
         invalid_limit:int=3, # after so many invalid actions in a row the next one is sampled; 0: never
     ): self.env, self.policy, self.actre, self.p, self.invalid_limit, self.actors = env, policy, actre, p, invalid_limit, []
@@ -28,17 +28,17 @@ class Composer:
         stuck = self.invalid_limit and invalid_run(traj) >= self.invalid_limit
         if rng.random() >= self.p and not stuck:
             self.actors.append('policy')
-            return await self.policy(traj, info, seed)
+            return await ask_policy(self.policy, traj, info, seed)
         action = sample_action(rng, info['admissible_actions'], lambda a: self.env.verb(a, traj.goal))
         self.actors.append('sampled')
-        return await self.actre(traj, action, seed), action
+        return await ask_actre(self.actre, traj, action, seed), action
 
 # %% ../nbs/31_compose.ipynb #e9bf78af
 async def compose(
     env, # a `TextEnv`; nobody else may use it meanwhile
     task:str, # task id
-    policy, # see `Composer`
-    actre, # see `Composer`
+    policy, # see `ask_policy`
+    actre, # see `ask_actre`
     p:float=.1, # probability that a step is sampled
     invalid_limit:int=3, # after so many invalid actions in a row the next one is sampled; 0: never
     seed:int=0, # everything random
@@ -53,8 +53,8 @@ async def compose(
 def compose_all(
     make_env, # function without arguments that makes an environment
     tasks, # task ids that the policy failed
-    policy, # see `Composer`
-    actre, # see `Composer`
+    policy, # see `ask_policy`
+    actre, # see `ask_actre`
     most:int=40, # most trajectories for a task
     least:int=0, # at least so many, even if some succeed early
     stop_successes:int=0, # stop after so many successes; 0: never
@@ -82,12 +82,15 @@ def compose_all(
 # %% ../nbs/31_compose.ipynb #b3411c21
 async def annotate(
     traj:Trajectory, # with or without reasons
-    actre, # see `Composer`
+    actre, # see `ask_actre`
     seed:int=0, # dice of the reasons
-)->Trajectory: # the same with a reason by ActRe for every sampled step
+)->Trajectory: # the same with a reason by ActRe for every sampled step; lost and cut short where the context is full
     "Let ActRe write the reasons of all sampled steps, in order: each sees the ones before"
     done = replace(traj, steps=())
     for i,s in enumerate(traj.steps):
-        reason = await actre(done, s.action, seed_for(seed, i)) if s.actor == 'sampled' else s.reason
-        done = replace(done, steps=(*done.steps, replace(s, reason=reason)))
+        if s.actor == 'sampled':
+            try: reason = await ask_actre(actre, done, s.action, seed_for(seed, i))
+            except ContextFull: return replace(done, reward=0., won=False, full=True)
+            s = replace(s, reason=str(reason), cut=isinstance(reason, Cut))
+        done = replace(done, steps=(*done.steps, s))
     return done

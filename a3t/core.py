@@ -10,7 +10,7 @@ __all__ = ['REMEDIES', 'PLAIN', 'COLOURS', 'WORDS', 'TYPES', 'A3TError', 'refuse
 
 # %% ../nbs/00_core.ipynb #94fc5afa
 import ast, codecs, configparser, difflib, errno, hashlib, html, json, os, shutil, sys, tempfile, warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import a3t
 
@@ -84,6 +84,7 @@ class Step:
     observation:str      # what the environment answered
     actor:str='policy'   # who chose the action: 'policy' or 'sampled'
     valid:bool=True      # did the environment understand and allow the action?
+    cut:bool=field(default=False, repr=False) # did a limit of tokens cut the reason or the action before its end?
 
 # %% ../nbs/00_core.ipynb #807577fc
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Trajectory:
     source:str='policy'         # how it came about: 'policy', 'composed' or 'explored'
     round:int=0                 # the round that made it
     seed:int=0                  # seed of everything random in it
+    full:bool=field(default=False, repr=False) # was it lost because the model's context was full?
 
     def __len__(self): return len(self.steps)
 
@@ -115,7 +117,8 @@ def trajectory_html(
 )->str: # one HTML block, everything in it escaped
     "A trajectory to read: steps coloured by who acted"
     e = html.escape
-    head = f'<b>{e(traj.goal)}</b> <small>{e(traj.task)} · {e(traj.source)} · {len(traj)} steps · {"won" if traj.won else "lost"}</small>'
+    end = ('won' if traj.won else 'lost') + ', its context was full'*traj.full
+    head = f'<b>{e(traj.goal)}</b> <small>{e(traj.task)} · {e(traj.source)} · {len(traj)} steps · {end}</small>'
     rows = [f'<div style="white-space:pre-wrap">{e(traj.observation)}</div>']
     for s in traj.steps:
         strike = '' if s.valid else 'text-decoration:line-through;'
@@ -139,7 +142,7 @@ def from_row(
     row:dict, # what `to_row` made
 )->Trajectory: # the trajectory
     "The trajectory of a table row; the inverse of `to_row`"
-    d = {k:row[k] for k in Trajectory.__dataclass_fields__}
+    d = {k:row[k] for k in Trajectory.__dataclass_fields__ if k in row} # a file of an earlier version lacks later fields
     d['steps'] = tuple(Step(**s) for s in json.loads(d['steps']))
     return Trajectory(**d)
 

@@ -12,7 +12,7 @@ import html, math, random, re
 from dataclasses import dataclass, replace
 import pandas as pd
 from rapidfuzz import fuzz, process
-from .agents import sample_action
+from .agents import ask_actre, sample_action
 from .core import Trajectory, seed_for
 from .envs.base import NUMBERED
 from .evaluate import wilson
@@ -137,13 +137,13 @@ def template(
 # %% ../nbs/51_diagnose.ipynb #9abe9bc8
 def explained(
     moments, # of `Moment`
-    actre, # coroutine function of (trajectory, action, seed) that returns a reason
+    actre, # see `ask_actre`
     seed:int=0, # dice of the reasons
     progress:str=None, # label of the progress bar; none by default
     processes:int=1, # see `gather`
 )->list: # of `Moment`, with reasons
     "Let ActRe explain the actions"
-    reasons = gather([actre(m.history, m.action, seed_for(seed, i)) for i,m in enumerate(moments)], progress, processes=processes)
+    reasons = gather([ask_actre(actre, m.history, m.action, seed_for(seed, i)) for i,m in enumerate(moments)], progress, processes=processes)
     return [replace(m, reason=r) for m,r in zip(moments, reasons)]
 
 def strangers(

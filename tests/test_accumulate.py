@@ -1,7 +1,8 @@
+import io, json
 from dataclasses import replace
-import pandas as pd, pytest
+import pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
 from a3t.accumulate import PAPER, append, is_success, plot_statistics, read, round_statistics, select_training, trajectory_files
-from a3t.core import A3TError, Step, Trajectory
+from a3t.core import A3TError, Step, Trajectory, content_hash, to_row, trajectory_id, write_atomic
 
 def traj(task='t', won=True, source='composed', round=0, reason='r', seed=0):
     return Trajectory(task, 'pick', 'a goal', 'You see "ü" | a,b\n🦉', (Step(reason, 'go', 'ok', 'sampled'), Step('', 'take', 'done')),
@@ -73,3 +74,21 @@ def test_statistics():
     assert list(d.columns) == ['trajectories', 'failed', 'solved', 'success']
     assert round_statistics([]).empty
     assert len(plot_statistics(d).axes) == 3 and all(len(v) == 4 for v in PAPER.values())
+
+def test_files_of_earlier_versions_are_read(tmp_path):
+    "Without the later fields; the id is what it was"
+    traj = Trajectory('t', 'put', 'goal', 'room', (Step('why', 'look', 'a desk', 'sampled'),), 1., True, 'composed', 2, 7)
+    row = to_row(traj)
+    del row['full']
+    row['steps'] = json.dumps([{k:v for k,v in s.items() if k != 'cut'} for s in json.loads(row['steps'])])
+    pq.write_table(pa.Table.from_pylist([row]), out := io.BytesIO())
+    write_atomic(tmp_path/f'00000-{content_hash(out.getvalue())[:16]}.parquet', out.getvalue())
+    assert read(tmp_path) == [traj] and trajectory_id(traj) == '9d0ae83f0a44d294'
+    lost = replace(traj, task='u', won=False, full=True, steps=(replace(traj.steps[0], cut=True),))
+    assert append(tmp_path, [traj, lost]) == 1 and read(tmp_path) == [traj, lost]
+    assert trajectory_id(replace(traj, full=True, steps=lost.steps)) == trajectory_id(traj)
+
+def test_a_full_context_is_no_success():
+    "Whatever reward the environment gave until then"
+    lost = Trajectory('t', 'put', 'goal', 'room', reward=.8, full=True)
+    assert not is_success(lost) and not is_success(lost, .5) and is_success(replace(lost, full=False), .5)

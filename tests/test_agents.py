@@ -3,7 +3,7 @@ import random
 from dataclasses import replace
 import pytest
 from hypothesis import given, strategies as st
-from a3t.agents import ActRe, OneOf, ReAct, Sampler, Script, Wording, episode, held_thing, invalid_run, rollout, sample_action
+from a3t.agents import ActRe, Cut, OneOf, ReAct, Sampler, Script, Wording, episode, held_thing, invalid_run, rollout, sample_action
 from a3t.compose import annotate, compose, compose_all
 from a3t.core import A3TError, Step, Trajectory
 from a3t.envs.alfgen import generate_games
@@ -11,8 +11,9 @@ from a3t.envs.alfsim import AlfSim
 from a3t.envs.alfworld import EXEMPLAR, AlfWorld
 from a3t.envs.base import TextEnv, ToyHouse, check_environment, play
 from a3t.explore import Habits, Whereabouts, add_search, clairvoyant, explore, first_successes, habit, imitate, settle, shrink, wins
-from a3t.models.base import ScriptedModel, gather, toy_tokenizer
-from a3t.prompts import actre_brief_segments, actre_segments, one_line, parse_step, render_step, segments, steps_of
+from a3t.models.base import ContextFull, ScriptedModel, encode_segments, gather, toy_tokenizer
+from a3t.models.local import LocalModel, load_model
+from a3t.prompts import ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, one_line, parse_step, render_step, segments, steps_of
 
 words = st.text(st.characters(blacklist_categories=('Cs', 'Cc')), max_size=40).map(one_line)
 
@@ -122,6 +123,96 @@ def test_annotate_keeps_the_policys_reasons():
     traj = replace(ToyHouse.exemplar, steps=tuple(replace(s, actor=a) for s,a in zip(ToyHouse.exemplar.steps, ('policy', 'sampled')*2)))
     done = gather([annotate(traj, actre)])[0]
     assert [s.reason for s in done.steps] == [traj.steps[0].reason, 'Because.', traj.steps[2].reason, 'Because.']
+
+# -- policies of any kind
+
+def test_plain_functions_act():
+    async def acts(traj, info, seed): return 'so', info['admissible_actions'][seed % len(info['admissible_actions'])]
+    async def says(traj, action, seed): return f'{action}, {seed}'
+    def plainly(f): # the same without `async`
+        def g(*args):
+            try: f(*args).send(None)
+            except StopIteration as e: return e.value
+        return g
+    tasks, bare = ToyHouse().tasks('train')[:4], replace(ToyHouse.exemplar, steps=tuple(replace(s, actor='sampled', reason='') for s in ToyHouse.exemplar.steps))
+    assert rollout(ToyHouse, tasks, acts) == rollout(ToyHouse, tasks, plainly(acts))
+    made = [compose_all(ToyHouse, tasks, f, g, most=3, p=.5) for f in (acts, plainly(acts)) for g in (says, plainly(says))]
+    assert made[0] == made[1] == made[2] == made[3] and {s.actor for t in made[0] for s in t.steps} == {'policy', 'sampled'}
+    assert gather([annotate(bare, says)]) == gather([annotate(bare, plainly(says))])
+
+@pytest.mark.parametrize('said', ['look', None, ('look',), ('so', None), (1, 'look'), ('so', 'look', 'more'), {'so':'look'}])
+def test_what_a_policy_must_return(said):
+    with pytest.raises(A3TError, match='a policy must return a reason and an action, two strings') as e: rollout(ToyHouse, [TASK], lambda *a: said)
+    assert '\n' not in str(e.value) and repr(said)[:20] in str(e.value)
+
+def test_what_actre_must_return():
+    with pytest.raises(A3TError, match='ActRe must return a reason, a string, but this one returned None'): compose_all(ToyHouse, [TASK], deaf, lambda *a: None, most=1, p=1)
+
+# -- a full context
+
+class Small(ScriptedModel):
+    "A model whose context is so many characters"
+    def __init__(self, replies, room): super().__init__(replies); self.room = room
+    async def complete(self, prompt, **kw):
+        if (n := len(''.join(prompt))) > self.room: raise ContextFull(f'the prompt has {n} tokens, but the context is {self.room}: raise the setting context')
+        return await super().complete(prompt, **kw)
+
+def test_an_episode_that_fills_the_context_is_lost():
+    lm, tasks = Small(lambda prompt: 'act[look]', 200), ToyHouse().tasks('train')[:6]
+    made = rollout(ToyHouse, tasks, lambda traj, info, seed: ReAct(lm)(traj, info, seed) if traj.task != tasks[0] else ('', 'look'))
+    assert [t.full for t in made] == [False] + [True]*5 and not any(t.won for t in made)
+    assert all(0 < len(t) < ToyHouse().max_steps for t in made[1:]) and len(made[0]) == ToyHouse().max_steps and 'context was full' in made[1]._repr_html_()
+
+def test_a_first_prompt_that_does_not_fit_loses_its_episode_alone():
+    class Wordy(ToyHouse):
+        def reset(self, *, seed=None, options=None):
+            obs, info = super().reset(seed=seed, options=options)
+            return obs + ' blah'*200*(options['task'] == TASK), info
+    made = rollout(Wordy, [TASK, *ToyHouse().tasks('unseen')[:2]], ReAct(Small(lambda p: 'act[look]', 500), 'Play.'))
+    assert [(t.full, len(t) > 0) for t in made] == [(True, False), (False, True), (False, True)]
+
+def test_an_exemplar_that_does_not_fit_is_an_error_of_the_settings():
+    lm = Small(lambda p: 'act[look]', 100)
+    for agent in (lambda: rollout(ToyHouse, [TASK], ReAct(lm, 'Play.', ToyHouse.exemplar)), lambda: compose_all(ToyHouse, [TASK], deaf, ActRe(lm, ToyHouse.exemplar), most=1, p=1),
+                  lambda: gather([annotate(replace(ToyHouse.exemplar, steps=tuple(replace(s, actor='sampled') for s in ToyHouse.exemplar.steps)), ActRe(lm, ToyHouse.exemplar))])):
+        with pytest.raises(A3TError, match='the instruction and the exemplar alone fill the context.*raise the setting context') as e: agent()
+        assert not isinstance(e.value, ContextFull) and '\n' not in str(e.value)
+
+def test_composing_and_annotating_lose_what_fills_the_context():
+    long = ActRe(Small(lambda p: 'Because.]', 300), instruction='Why?')
+    made = compose_all(ToyHouse, ToyHouse().tasks('train')[:4], deaf, long, most=3, p=.6)
+    lost = [t for t in made if t.full]
+    assert lost and not any(t.won for t in lost) and all(len(t) < 10 and [s.reason for s in t.steps if s.actor == 'sampled'].count('') == 0 for t in lost)
+    bare = replace(ToyHouse.exemplar, steps=tuple(replace(s, actor='sampled', reason='') for s in ToyHouse.exemplar.steps*3))
+    told = gather([annotate(bare, long)])[0]
+    assert bare.won and told.full and not told.won and 0 < len(told) < len(bare) and all(s.reason == 'Because.' for s in told.steps)
+
+def test_a_small_local_model_plays_on(folder):
+    lm = LocalModel(*load_model(folder, device='cpu'), slots=4, context=260)
+    made = rollout(lambda: ToyHouse(max_steps=40), ToyHouse().tasks('train')[:5], ReAct(lm, max_tokens=8), limit=4)
+    assert len(made) == 5 and all(t.full and 0 < len(t) < 40 for t in made)
+
+# -- answers that a limit cuts
+
+def test_a_cut_is_recorded():
+    class Short(ScriptedModel):
+        async def complete(self, prompt, **kw): return replace(await super().complete(prompt, **kw), finish='length')
+    cut, whole = Short(lambda p: 'I need the blue key, which may'), ScriptedModel(lambda p: 'Because.]')
+    assert all(s.cut for s in rollout(ToyHouse, [TASK], ReAct(cut))[0].steps) and not any(s.cut for s in rollout(ToyHouse, [TASK], ReAct(whole))[0].steps)
+    made = compose_all(ToyHouse, [TASK], ReAct(whole), ActRe(cut), most=4, p=.5)
+    assert {(s.actor, s.cut) for t in made for s in t.steps} == {('policy', False), ('sampled', True)} and all(type(s.reason) is str for t in made for s in t.steps)
+
+def test_a_bound_reason_ends_where_its_sentence_ends(folder):
+    "Whatever the limit is; random weights choose at random"
+    lm, house = LocalModel(*load_model(folder, device='cpu'), slots=4), ToyHouse()
+    exemplar = ToyHouse.exemplar
+    said = gather([ActRe(lm, exemplar, grounded=house, temperature=1., max_tokens=2)(exemplar, a, seed) for a in ('go to desk', 'take pen', 'open drawer') for seed in range(3)])
+    allowed = [s for a in ('go to desk', 'take pen', 'open drawer') for s in Wording(exemplar, house).sentences(exemplar, a)]
+    assert set(said) <= set(allowed) and not any(isinstance(s, Cut) for s in said)
+    free = gather([ActRe(lm, exemplar, temperature=1., max_tokens=2)(exemplar, 'take pen', seed) for seed in range(3)])
+    assert all(isinstance(s, Cut) for s in free)
+    lm.engine.context = len(encode_segments(lm.tokenizer, actre_brief_segments(exemplar, 'go to desk', ACTRE_INSTRUCTION, exemplar))) + 3
+    with pytest.raises(ContextFull, match='too short for a sentence'): gather([ActRe(lm, exemplar, grounded=house)(exemplar, 'go to desk')])
 
 # -- exploration
 

@@ -3,7 +3,7 @@ import json, math
 from pathlib import Path
 import pytest
 from a3t.accumulate import append
-from a3t.alarms import ALARMS, alarm, broken, contrast_runs_away, error_alarms, falls, incoherent_reasons, incoherent_steps, no_successes, not_finite, stage_alarms, success_falls
+from a3t.alarms import ALARMS, alarm, broken, context_full, contrast_runs_away, cut_short, error_alarms, falls, incoherent_reasons, incoherent_steps, no_successes, not_finite, stage_alarms, success_falls
 from a3t.core import A3TError, Step, Trajectory, read_json, write_json
 from a3t.losses import check_loss
 from a3t.report import report_html, write_report
@@ -53,6 +53,24 @@ def test_success_falls():
     assert names(success_falls([score(12), score(36), score(20)])) == ['success falls']
     assert not success_falls([score(36), score(30)]) and not success_falls([score(36)]) and not success_falls([score(0), score(0)])
     assert not falls(score(3, 4), score(1, 4)), 'four tasks say nothing'
+
+def steps(*cuts, actor='policy', full=False):
+    return Trajectory('t', 'put', 'goal', 'room', tuple(Step('I need it.', f'look {i}', 'room', actor, cut=c) for i,c in enumerate(cuts)), full=full)
+
+def test_answers_cut_short():
+    assert names(cut_short([steps(*[False]*99), steps(True, actor='sampled')])) == ['answers cut short'], 'a single reason by ActRe'
+    assert cut_short([steps(*[True]*10, *[False]*90)]) == [] and names(cut_short([steps(*[True]*20, *[False]*80)])) == ['answers cut short']
+    assert 'before their end: 1 of 3 reasons by ActRe, and 2 of 4 steps' in cut_short([steps(True, False, False, actor='sampled'), steps(True, True, False, False)])[0]['text']
+    assert cut_short([]) == cut_short([steps(False), steps(False, actor='sampled')]) == []
+
+def test_lost_to_a_full_context():
+    assert context_full([]) == context_full([steps(False)]) == []
+    assert context_full([steps(False), steps(False, full=True)])[0]['text'].startswith('1 of 2 episodes were lost because they filled the context')
+
+@pytest.mark.parametrize('name,where', [('baselines', 'episodes/untrained'), ('explore', 'trajectories'), ('evaluate', 'episodes/unseen')])
+def test_stages_count_what_was_lost_to_the_context(tmp_path, name, where):
+    append(tmp_path/where, [steps(False, full=True), steps(False, False)])
+    assert 'context full' in names(stage_alarms(name, tmp_path))
 
 def test_stages_that_raise_none():
     assert stage_alarms('baselines', '.') == stage_alarms('report', '.') == []

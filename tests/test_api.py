@@ -1,11 +1,13 @@
 import asyncio, gc, json, pickle, subprocess, sys, threading, time, warnings
-import pytest, torch
+import httpx, pytest, torch
 from a3t.agents import ActRe, ReAct, rollout
 from a3t.compose import compose_all
 from a3t.core import A3TError, load_settings
 from a3t.envs.base import load
-from a3t.models.api import Refused, ServerModel, ToyServer, api_key, language_model, load_tokenizer, model_arguments, proxy_for, read_choice, split_address, without_echo
-from a3t.models.base import encode_segments, gather, without_thoughts
+from a3t.models.api import (
+    Refused, ServerModel, ToyServer, api_key, language_model, load_tokenizer, model_arguments, proxy_for,
+    read_choice, split_address, without_echo)
+from a3t.models.base import ContextFull, encode_segments, gather, without_thoughts
 from a3t.models.local import LocalModel, find_gguf, load_model, tiny_model
 from a3t.scale import LoadedThere
 
@@ -572,3 +574,31 @@ def test_a_server_without_adapters(tmp_path):
     (tmp_path/'adapter_config.json').write_text('{}')
     with ToyServer(lambda b: MOVE, [404]) as toy:
         with pytest.raises(A3TError, match='start vLLM with --enable-lora'): complete(model(toy).adapter(tmp_path))
+
+# -- a prompt that is too long
+
+@pytest.mark.parametrize('status,error', [
+    (400, "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4900 in the messages, 100 in the completion)."),
+    (400, 'The decoder prompt (length 5000) is longer than the maximum model length of 4096. Make sure that `max_model_len` is no smaller than the number of text tokens.'),
+    (400, 'the request exceeds the available context size, try increasing it'),
+    (400, dict(code='context_length_exceeded', message='Please reduce the length of the messages or completion.')),
+    (400, dict(type='exceed_context_size_error', message='request (5000 tokens) is too large', n_ctx=4096)),
+    (400, "The input (5000 tokens) is longer than the model's context length (4096 tokens)."),
+    (400, 'prompt is too long: 5000 tokens > 4096 maximum'), (400, 'The input token count (5000) exceeds the maximum number of tokens allowed (4096).'),
+    (422, 'Input validation error: `inputs` must have less than 4096 tokens. Given: 5000'),
+    (422, 'Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000'), (413, 'Request Entity Too Large')])
+def test_a_prompt_too_long_for_a_server_fills_the_context(status, error):
+    lm = ServerModel('http://127.0.0.1:9/v1#toy')
+    response = httpx.Response(status, json=dict(error=error))
+    with pytest.raises(ContextFull, match=f'refuses .{status}: .*: the prompt is too long'): lm.read(response, '/chat/completions')
+    with pytest.raises(Refused): lm.read(response, '/load_lora_adapter')
+
+@pytest.mark.parametrize('status,error', [(400, 'stop: at most 4 strings'), (400, 'max_tokens must be at least 1'), (422, 'temperature: Input should be less than or equal to 2'), (404, 'context length: no such page')])
+def test_other_refusals_do_not(status, error):
+    with pytest.raises(Refused): ServerModel('http://127.0.0.1:9/v1#toy').read(httpx.Response(status, json=dict(error=error)), '/completions')
+
+def test_an_episode_too_long_for_a_server_is_lost():
+    from a3t.envs.base import ToyHouse
+    with ToyServer(lambda b: MOVE, ['', '', (413, {}), '', *['']*50]) as toy:
+        made = rollout(ToyHouse, ToyHouse().tasks('train')[:1], ReAct(model(toy)))
+    assert made[0].full and len(made[0]) == 2 and not made[0].won

@@ -1,9 +1,10 @@
 "The command from outside: bad input is one line, nothing is lost, and a killed run goes on"
-import json, lzma, os, resource, signal, time
+import json, lzma, os, re, resource, signal, time
 from pathlib import Path
 import pytest
+from a3t.accumulate import read
 from a3t.core import read_json
-from a3t.rounds import OUTPUTS, plan, stage_folder
+from a3t.rounds import OUTPUTS, plan, read_manifest, stage_folder
 from conftest import Project, ROOT, one_line_error
 from test_report import without_seconds
 
@@ -119,6 +120,15 @@ def test_smoke_ends_with_its_results(whole):
     assert r['missing'] == [] and len(r['rounds']) == 2 and set(r['baselines']) == {'random', 'untrained'}
     for s in plan(2): assert (stage_folder(project.run('smoke'), *s)/f'{s[0]}.ipynb').exists()
     assert not list(project.run('smoke').rglob('*.work'))
+
+def test_no_reason_that_is_trained_on_is_cut(whole):
+    project, _ = whole
+    made = [t for r in range(2) for t in read(stage_folder(project.run('smoke'), 'explore', r)/'trajectories')]
+    assert sum(s.actor == 'sampled' and bool(s.reason) for t in made for s in t.steps) > 20
+    assert not any(s.cut for t in made for s in t.steps if s.actor == 'sampled') and not any(t.full for t in made)
+    assert all(re.search(r'[.!?]$', s.reason) for t in made for s in t.steps if s.actor == 'sampled')
+    facts = [read_manifest(project.run('smoke'), *s)['facts'] for s in (('baselines', 0), ('explore', 1), ('evaluate', 1), ('train', 1))]
+    assert [f.get('context_full') for f in facts] == [0, 0, 0, None] and facts[3]['too_long'] == 0
 
 def test_again_there_is_nothing_to_do(whole):
     project, _ = whole

@@ -1,5 +1,5 @@
 "Several processes: training whose sum is that of one, waves that outlive their workers"
-import os, signal, sys, threading, time
+import os, shlex, shutil, signal, subprocess, sys, threading, time
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
@@ -62,6 +62,29 @@ def test_two_processes_equal_one_and_resume(folder, tmp_path, interruptible):
     assert res['steps'] == 48 and res['trajectories'] == 5
     assert_same_training(tmp_path/'one', tmp_path/'two')
     assert sorted(p.name for p in (tmp_path/'two').iterdir()) == ['adapter', 'job.json', 'launch.log', 'train.json', 'train.jsonl', 'training.json']
+
+KILLED = '''
+import os, sys, a3t.train as T
+T.SAVE_EVERY = 1e9 if os.environ['RANK'] == '1' else 0. # the first process decides
+def on_step_begin(self, args, state, control, **kw):
+    if state.global_step == 4: os._exit(9)
+T.StepLog.on_step_begin = on_step_begin
+T.train_together(sys.argv[1])
+'''
+
+@pytest.mark.slow
+def test_two_processes_resume_in_mid_epoch(folder, tmp_path):
+    "Three steps an epoch, dead before the fifth: what follows is the same to the byte"
+    _, tok = load_model(folder, device='cpu', dtype=torch.float32)
+    rows, kw = rows_of(tok), FAST | dict(batch_size=2, epochs=2, lora_dropout=.2)
+    job = dict(name=folder, quantize='none', device='cpu', dtype='float32')
+    whole = launch(TWO, job, rows, tmp_path/'whole', **kw)
+    (tmp_path/'b').mkdir()
+    shutil.copy(tmp_path/'whole'/'job.json', tmp_path/'b'/'job.json')
+    (tmp_path/'killed.py').write_text(KILLED)
+    assert subprocess.run([*shlex.split(TWO.replace('torchrun', str(Path(sys.executable).parent/'torchrun'))), str(tmp_path/'killed.py'), str(tmp_path/'b')], capture_output=True).returncode
+    assert [p.name for p in checkpoints(tmp_path/'b'/'checkpoints')] == ['checkpoint-3', 'checkpoint-4']
+    assert launch(TWO, job, rows, tmp_path/'b', **kw)['adapter_hash'] == whole['adapter_hash']
 
 @pytest.mark.parametrize('quantize', ['nf4', 'none'])
 def test_divided_weights_equal_whole_ones(folder, tmp_path, monkeypatch, quantize):

@@ -9,7 +9,7 @@ from a3t.data import Row, make_rows
 from a3t.logprobs import lean, token_logprobs
 from a3t.losses import term_weights
 from a3t.models.local import load_model, quiet, tiny_model
-from a3t.train import (Batches, StepLog, average_adapters, checkpoints, kept_bytes, lora, micro_batches, most_tokens, predict_memory, read_log, rows_loss, threads, train, unpack_4bit)
+from a3t.train import (Batches, StepLog, average_adapters, checkpoints, ends_epoch, kept_bytes, lora, micro_batches, most_tokens, predict_memory, read_log, rows_loss, threads, train, unpack_4bit)
 
 torch.set_num_threads(1)
 FAST = dict(epochs=3, learning_rate=1e-2, batch_size=2, lora_rank=4, target_modules='all-linear')
@@ -120,6 +120,38 @@ def test_resume_is_identical(nf4, rows, tmp_path, monkeypatch, step, dropout):
     assert strip(again) == strip(whole) and file_hash(tmp_path/'a'/'adapter') == file_hash(tmp_path/'b'/'adapter')
     assert [strip(l) for l in read_log(tmp_path/'a'/'train.jsonl')] == [strip(l) for l in read_log(tmp_path/'b'/'train.jsonl')]
     assert train(*nf4, rows, tmp_path/'b', **kw) == again         # ended: nothing is done again
+
+@pytest.mark.parametrize('step,dropout', [(2, 0.), (4, .2), (7, .2)])
+def test_resume_in_mid_epoch_repeats_one_step(nf4, rows, tmp_path, monkeypatch, step, dropout):
+    "A checkpoint after every step: the killed step alone is done again, and everything is the same to the byte"
+    kw, began = FAST | dict(lora_dropout=dropout, batch_size=1), []
+    whole = train(*nf4, rows, tmp_path/'a', **kw)
+    monkeypatch.setattr('a3t.train.SAVE_EVERY', 0.)
+    with monkeypatch.context() as m:
+        kill_at(m, step)
+        with pytest.raises(Killed): train(*nf4, rows, tmp_path/'b', **kw)
+    kept = checkpoints(tmp_path/'b'/'checkpoints')
+    assert [int(p.name.split('-')[1]) for p in kept] == [*range(4, step, 4), *([step - 1] if (step - 1)%4 else [])]   # of those within an epoch the newest
+    assert [ends_epoch(p) for p in kept] == [int(p.name.split('-')[1])%4 == 0 for p in kept]
+    monkeypatch.setattr(StepLog, 'on_step_begin', lambda self, args, state, control, **kw: began.append(state.global_step + 1))
+    again = train(*nf4, rows, tmp_path/'b', **kw)
+    strip = lambda d: {k:v for k,v in d.items() if k not in ('seconds', 'adapter')}
+    assert began == list(range(step, 13)) and strip(again) == strip(whole)
+    assert file_hash(tmp_path/'a'/'adapter') == file_hash(tmp_path/'b'/'adapter')
+    assert [strip(l) for l in read_log(tmp_path/'a'/'train.jsonl')] == [strip(l) for l in read_log(tmp_path/'b'/'train.jsonl')]
+
+def test_checkpoints_come_with_time_and_only_epochs_are_averaged(nf4, rows, tmp_path, monkeypatch):
+    seen, was = [], StepLog.on_save
+    def on_save(self, args, state, control, **kw):
+        was(self, args, state, control, **kw)
+        seen.append((state.global_step, [p.name for p in checkpoints(args.output_dir)]))
+    monkeypatch.setattr(StepLog, 'on_save', on_save)
+    plain = train(*nf4, rows, tmp_path/'a', **FAST | dict(batch_size=1, epochs=2))
+    assert [s for s,_ in seen] == [4, 8] # less than SAVE_EVERY seconds: at the ends of epochs alone
+    seen.clear()
+    monkeypatch.setattr('a3t.train.SAVE_EVERY', 0.)
+    assert train(*nf4, rows, tmp_path/'b', **FAST | dict(batch_size=1, epochs=2))['adapter_hash'] == plain['adapter_hash']
+    assert [s for s,_ in seen] == list(range(1, 9)) and seen[2][1] == ['checkpoint-3'] and seen[5][1] == ['checkpoint-4', 'checkpoint-6'] and seen[7][1] == ['checkpoint-4', 'checkpoint-8']
 
 def test_killed_after_the_last_step(nf4, rows, tmp_path, monkeypatch):
     whole = train(*nf4, rows, tmp_path/'a', **FAST)

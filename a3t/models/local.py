@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from fastcore.basics import patch
 from ..core import A3TError, data_folder, file_hash, make_folder
 from .api import check_way
-from .base import Completion, LanguageModel, cut_at_stop, decode_after, encode_segments, toy_tokenizer
+from .base import (
+    Completion, ContextFull, LanguageModel, cut_at_stop, decode_after, encode_segments, toy_tokenizer)
 from ..settings import check_device
 
 # %% ../../nbs/21_models.local.ipynb #ca832954
@@ -769,6 +770,8 @@ class LocalModel(LanguageModel):
     tokenizer = property(lambda self: self.engine.tokenizer)
     processes = property(lambda self: torch.get_num_threads() if sys.platform == 'linux' and self.engine.model.device.type == 'cpu' else 1,
                          doc='In how many processes `gather` may divide its work: on a CPU each core can have its own, sharing the weights')
+    segment = property(lambda self: LanguageModel.segment if self.engine.model.device.type == 'cpu' else 4096,
+                       doc='Answers between two points where a `Journal` is written: about four minutes')
     stats = property(lambda self: self.engine.stats)
 
     def forget(self):
@@ -784,8 +787,8 @@ class LocalModel(LanguageModel):
         "Token ids of a prompt, or an error if it does not fit with `more` behind it"
         ids, most = encode_segments(self.tokenizer, prompt), self.engine.context
         if not ids: raise A3TError('the prompt is empty: there is nothing to continue')
-        if len(ids) + more > most: raise A3TError(f'the prompt has {len(ids)} tokens and needs {more} more, but the context is {most}: '
-                                                  'raise the setting context (a model has its own limit), or shorten the prompt')
+        if len(ids) + more > most: raise ContextFull(f'the prompt has {len(ids)} tokens and needs {more} more, but the context is {most}: '
+                                                     'raise the setting context (a model has its own limit), or shorten the prompt')
         return ids
 
 # %% ../../nbs/21_models.local.ipynb #daa5e4b8
