@@ -8,8 +8,8 @@ __all__ = ['ADAPTERS', 'BLOCK', 'KNOWN', 'STATIC', 'LIMITS', 'NO_LIMIT', 'AHEAD'
            'put_adapter', 'load_model', 'tiny_model', 'lazy_zeros', 'SlotCache', 'Part', 'Packed', 'part_mask',
            'single_mask', 'attend', 'as_bias', 'attend_pieces', 'attend_singles', 'slot_attention', 'attention',
            'forward', 'sorted_weights', 'lent', 'unknown', 'text_config', 'longest_text', 'one_line', 'plain_logprobs',
-           'log_norm', 'pick_tokens', 'Request', 'Tree', 'Slots', 'Engine', 'guess', 'own_choice', 'plain_lora',
-           'has_adapter', 'twin', 'LocalModel']
+           'check_causal', 'check_gap', 'log_norm', 'pick_tokens', 'Request', 'Tree', 'Slots', 'Engine', 'guess',
+           'own_choice', 'plain_lora', 'has_adapter', 'twin', 'LocalModel']
 
 # %% ../../nbs/21_models.local.ipynb #f8a5ad46
 import asyncio, contextlib, copy, importlib.util, inspect, logging, math, mmap, os, random, sys, tempfile, time, warnings
@@ -480,6 +480,29 @@ def plain_logprobs(
     logits = model(input_ids=ids, use_cache=False, **few).logits[0, -kept:-1]
     return -torch.nn.functional.cross_entropy(logits.float(), ids[0, first:], reduction='none')
 
+@torch.no_grad()
+def check_causal(
+    model, # a transformers model
+    ids=tuple(range(5, 17)), # token ids of a text
+):
+    "Refuse a model whose tokens see what follows them, such as BERT"
+    half = len(ids)//2
+    with one_line(model, 'cannot read a text'):
+        was = model.training
+        model.eval()
+        gap = (plain_logprobs(model, ids[:half]) - plain_logprobs(model, ids)[:half - 1]).abs().max().item()
+        model.train(was)
+    check_gap(model, gap)
+
+def check_gap(
+    model, # a transformers model
+    gap:float, # by how much two log-probabilities of the same token differ
+):
+    "Refuse a model that gives the same text two probabilities"
+    rounding = .02 if model.dtype == torch.float32 else .5
+    if not gap < rounding: raise A3TError(f'{type(model).__name__} gives a token other probabilities when more text follows it '
+                                          f'(they differ by {gap:.2g}): choose a causal language model')
+
 # %% ../../nbs/21_models.local.ipynb #47834eaa
 def log_norm(
     logits, # (rows, vocabulary)
@@ -853,7 +876,7 @@ def generate(self:Engine,
         return only
     def done(ids, logits, **kw): return torch.full((1,), r.future.done(), device=ids.device)
     ids = torch.tensor([r.ids], device=self.model.device)
-    r.todo = []
+    r.todo, r.slot = [], 0
     self.stats['prefilled'] += len(r.ids)
     with own_choice(self.model), quiet():
         self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=r.max_tokens, do_sample=False,
@@ -865,6 +888,7 @@ def score_plainly(self:Engine,
     r:Request, # candidates to score
 ):
     "Score each candidate by a forward pass over the prompt and the candidate"
+    r.slot = 0
     paths = [[tree.tokens[node] for node in path] for tree in r.trees for path in tree.paths]
     self.stats['prefilled'] += sum(len(r.ids) + len(path) for path in paths)
     self.stats['passes'] += len(paths)
@@ -875,7 +899,7 @@ def answer_alone(self:Engine,
     r:Request, # any request
 ):
     "Answer one request of a model that the engine does not know; its error is its own"
-    start, r.slot = time.perf_counter(), 0
+    start = time.perf_counter()
     try:
         with one_line(self.model, f'cannot continue a prompt of {len(r.ids)} tokens'):
             self.use(r.adapter)
@@ -899,9 +923,7 @@ def check(self:Engine):
         answer = r.future.result()
         with torch.no_grad(): whole = plain_logprobs(self.model, r.ids + answer.token_ids, len(r.ids))
     gap = (whole.cpu() - torch.tensor(answer.logprobs)).abs().max().item()
-    if not gap < (.02 if self.model.dtype == torch.float32 else .5): # rounding, of 16 bits at most
-        raise A3TError(f'{type(self.model).__name__} gives a text other probabilities when it reads it as a whole '
-                       f'(they differ by {gap:.2g}): choose a causal language model')
+    check_gap(self.model, gap)
 
 # %% ../../nbs/21_models.local.ipynb #ad17a003
 PLAIN = {'r', 'lora_alpha', 'target_modules', 'exclude_modules', 'lora_dropout', 'fan_in_fan_out', 'use_rslora', 'layers_to_transform',
