@@ -654,7 +654,7 @@ class Engine:
         chunk:int, # most prompt tokens in one forward pass
     ):
         self.model, self.tokenizer, self.context, self.chunk = model.eval(), tokenizer, context, chunk
-        self.unknown = unknown(model)
+        self.unknown, self.keeps = unknown(model), True # keeps: does generate keep what it has read?
         self.cache = None if self.unknown else SlotCache(model, slots)
         self.slots, self.sorted = Slots(slots), {'':[] if self.unknown else sorted_weights(model)}
         self.waiting, self.loop, self.driver, self.filed, self.active = [], None, None, 0, ''
@@ -880,7 +880,7 @@ def generate(self:Engine,
     self.stats['prefilled'] += len(r.ids)
     with own_choice(self.model), quiet():
         self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=r.max_tokens, do_sample=False,
-                            logits_processor=[choose], stopping_criteria=[done])
+                            use_cache=self.keeps, logits_processor=[choose], stopping_criteria=[done])
 
 @patch
 @torch.no_grad()
@@ -911,19 +911,26 @@ def answer_alone(self:Engine,
 
 # %% ../../nbs/21_models.local.ipynb #fa11c003
 PROBE, PROBED = 'You are in a room. You see a desk 1 and a drawer 2.', 6 # a text, and how many tokens go on from it
+INEXACT = 2e-4 # of a log-probability in fp32: a cache that rounds so roughly is not used
 
 @patch
 def check(self:Engine):
     "Refuse a model that transformers cannot continue a text with, or that sees what follows a token"
     if getattr(self.model.config, 'is_encoder_decoder', False):
         raise A3TError(f'{type(self.model).__name__} has an encoder: choose a model that is only a decoder')
-    r = Request(ids=encode_segments(self.tokenizer, PROBE)[:max(1, self.context - PROBED)], adapter='', future=Future(), max_tokens=PROBED)
-    with one_line(self.model, 'cannot continue a text'):
-        self.generate(r)
-        answer = r.future.result()
-        with torch.no_grad(): whole = plain_logprobs(self.model, r.ids + answer.token_ids, len(r.ids))
-    gap = (whole.cpu() - torch.tensor(answer.logprobs)).abs().max().item()
-    check_gap(self.model, gap)
+    if getattr(text_config(self.model), 'index_topk', None):
+        raise A3TError(f'{type(self.model).__name__} chooses which tokens it attends to (index_topk), and transformers chooses others '
+                       'with a cache: choose another model')
+    ids = encode_segments(self.tokenizer, PROBE)[:max(1, self.context - PROBED)]
+    for self.keeps in (True, False):
+        r = Request(ids=ids, adapter='', future=Future(), max_tokens=PROBED)
+        with one_line(self.model, 'cannot continue a text'):
+            self.generate(r)
+            answer = r.future.result()
+            with torch.no_grad(): whole = plain_logprobs(self.model, r.ids + answer.token_ids, len(r.ids))
+        gap = (whole.cpu() - torch.tensor(answer.logprobs)).abs().max().item()
+        check_gap(self.model, gap)
+        if gap < INEXACT or self.model.dtype != torch.float32: return
 
 # %% ../../nbs/21_models.local.ipynb #ad17a003
 PLAIN = {'r', 'lora_alpha', 'target_modules', 'exclude_modules', 'lora_dropout', 'fan_in_fan_out', 'use_rslora', 'layers_to_transform',
