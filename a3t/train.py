@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAPER', 'PAPER_LATER_EPOCHS', 'rows_loss', 'Batches', 'micro_batches', 'share', 'add_up', 'threads', 'PolicyTrainer',
            'kept_bytes', 'weight_bytes', 'predict_memory', 'most_tokens', 'read_log', 'StepLog', 'checkpoints',
-           'average_adapters', 'save_adapter', 'lora', 'micro_tokens_on', 'train', 'unpack_4bit', 'train_together',
-           'launch', 'divide_weights']
+           'average_adapters', 'save_adapter', 'lora', 'micro_tokens_on', 'train', 'train_together', 'launch',
+           'divide_weights']
 
 # %% ../nbs/42_train.ipynb #9833c259
 import contextlib, ctypes, json, math, os, random, re, shlex, shutil, signal, subprocess, sys, tempfile, time, warnings
@@ -15,7 +15,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 import psutil, torch, torch.distributed as dist
-from .models.local import attention, best_dtype, check_causal, load_model, longest_text, one_line, quiet, text_config
+from .models.local import attention, best_dtype, check_causal, load_model, longest_text, one_line, quiet, text_config, unpack_4bit
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
@@ -405,20 +405,6 @@ def train(
         if gradient_checkpointing: model.gradient_checkpointing_disable()
         peft_model.unload()
         model.eval()
-
-# %% ../nbs/42_train.ipynb #d4632c4d
-def unpack_4bit(
-    model, # a model; only its 4-bit layers are touched
-):
-    "Undo the repacking of 4-bit weights for CPU inference, through which no gradient would flow"
-    for m in model.modules():
-        state = getattr(getattr(m, 'weight', None), 'quant_state', None)
-        if getattr(state, 'packing_format_for_cpu', False):
-            from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
-            m.weight.data, state = _convert_weight_packed_for_cpu_inverse(m.weight.data, state)
-            if state.absmax.dim() == 2: state.absmax = state.absmax.T.reshape(-1).float() # bitsandbytes leaves them transposed
-            m.weight.quant_state = state
-            if hasattr(m, 'quant_state'): m.quant_state = m.weight.quant_state
 
 # %% ../nbs/42_train.ipynb #4d1d3ed7
 def _expected(trainer, workers, checkpointing):

@@ -193,7 +193,6 @@ LONGROPE = dict(rope_type='longrope', rope_theta=1e4, short_factor=[1.]*4, long_
     ('gpt_oss', {}, False), ('gemma2', {}, False), ('gemma3', {}, False), ('gpt2', {}, False), ('falcon', {}, False), ('mamba', {}, False),
     ('phi3', dict(rope_parameters=LONGROPE, original_max_position_embeddings=32), False),
     ('llama', dict(rope_parameters=dict(rope_type='dynamic', factor=2., rope_theta=1e4)), False),
-    ('llama', dict(per_layer_config={1:dict(num_key_value_heads=4)}), False),
     ('llama', {}, True), ('mistral', dict(sliding_window=8), True), ('phi3', {}, True), ('cohere', {}, True), ('granite', dict(logits_scaling=3.), True),
     ('qwen2', dict(layer_types=['sliding_attention', 'full_attention'], use_sliding_window=True, sliding_window=8, num_hidden_layers=2), True),
     ('llama', dict(rope_parameters=dict(rope_type='yarn', factor=4., rope_theta=1e4, original_max_position_embeddings=32)), True),
