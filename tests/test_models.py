@@ -269,7 +269,7 @@ def adapter_kinds():
         embedding=lora(target_modules=['embed_tokens', 'q_proj']), on_head=lora(target_modules=['lm_head']),
         head=lora(modules_to_save=['lm_head']), embed=lora(modules_to_save=['embed_tokens', 'lm_head']), norm=lora(modules_to_save=['norm']),
         bias=lora(bias='all'), lora_only=lora(bias='lora_only'), lora_bias=lora(lora_bias=True), dora=lora(use_dora=True),
-        tokens=lora(trainable_token_indices=[5, 6, 7]), pissa=lora(init_lora_weights='pissa'), replicated=lora(layer_replication=[[0, 2], [0, 2]]),
+        tokens=lora(trainable_token_indices=[5, 6, 7]), pissa=lora(init_lora_weights='pissa'),
         ia3=peft.IA3Config(target_modules=['k_proj', 'v_proj', 'down_proj'], feedforward_modules=['down_proj'], task_type='CAUSAL_LM'),
         loha=peft.LoHaConfig(r=4, target_modules=['q_proj'], task_type='CAUSAL_LM'),
         lokr=peft.LoKrConfig(r=4, target_modules=['q_proj'], task_type='CAUSAL_LM'),
@@ -307,13 +307,15 @@ def test_adapters_that_cannot_be_acted_with(tiny, tmp_path):
     want = complete(lm, ['go to'], max_tokens=8)
     prompt = peft_adapter(model, tmp_path/'prompt', peft.PromptTuningConfig(num_virtual_tokens=4, task_type='CAUSAL_LM'))
     activated = peft_adapter(model, tmp_path/'activated', peft.LoraConfig(target_modules=['q_proj'], alora_invocation_tokens=[5], task_type='CAUSAL_LM'))
+    replicated = peft_adapter(load_model(tiny_model(tmp_path/'llama', 'llama'), dtype=torch.float32)[0], tmp_path/'replicated',
+                              peft.LoraConfig(target_modules=['q_proj'], layer_replication=[[0, 2], [0, 2]], task_type='CAUSAL_LM'))
     misfit = peft_adapter(load_model(tiny_model(tmp_path/'other', 'qwen2', hidden_size=32), dtype=torch.float32)[0], tmp_path/'misfit',
                           peft.LoraConfig(target_modules=['q_proj'], task_type='CAUSAL_LM'))
     (tmp_path/'broken').mkdir()
     (tmp_path/'broken'/'adapter_config.json').write_text('{"peft_type": "LORA", ')
     shallow = peft_adapter(load_model(tiny_model(tmp_path/'one', 'qwen2', num_hidden_layers=1), dtype=torch.float32)[0], tmp_path/'shallow',
                            peft.LoraConfig(target_modules=['q_proj'], modules_to_save=['lm_head'], task_type='CAUSAL_LM'))
-    for folder in (prompt, activated, misfit, shallow, tmp_path/'broken'):
+    for folder in (prompt, activated, replicated, misfit, shallow, tmp_path/'broken'):
         for load in (lm.adapter, lambda f: load_model(model_at, adapter=f, device='cpu', dtype=torch.float32)):
             model_at = tiny_model(tmp_path/'again', 'qwen2')
             with pytest.raises(A3TError) as e: load(folder)

@@ -117,8 +117,9 @@ def adapter_config(
         raise A3TError(f'{path} is no adapter: give a folder with adapter_config.json and its weights')
     with fits(path): config = PeftConfig.from_pretrained(str(path))
     kind = getattr(config.peft_type, 'value', config.peft_type)
-    if kind not in ADAPTERS or getattr(config, 'alora_invocation_tokens', None):
-        raise A3TError(f'the adapter in {path} is of the kind {kind}, which depends on the prompt: choose a LoRA adapter')
+    odd = next((k for k in ('alora_invocation_tokens', 'layer_replication') if getattr(config, k, None)), '')
+    if odd or kind not in ADAPTERS:
+        raise A3TError(f'the adapter in {path} is of a kind that cannot act here ({kind} {odd}'.rstrip() + '): choose a plain LoRA adapter')
     return config
 
 def put_adapter(
@@ -1035,8 +1036,9 @@ def use(self:Engine, name):
     from peft.tuners.tuners_utils import BaseTunerLayer
     for m in self.model.modules():
         if isinstance(m, BaseTunerLayer):
-            m.enable_adapters(bool(name))
-            if name and name in m._all_available_adapter_names(): m.set_adapter(name, inference_mode=True)
+            has = name in m._all_available_adapter_names() # another adapter may lie on other layers
+            m.enable_adapters(has)
+            if has: m.set_adapter(name, inference_mode=True)
     self.active = name
 
 # %% ../../nbs/21_models.local.ipynb #320a7ed6
