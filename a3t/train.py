@@ -6,7 +6,7 @@
 __all__ = ['SAVE_EVERY', 'PAPER', 'PAPER_LATER_EPOCHS', 'rows_loss', 'Batches', 'micro_batches', 'share', 'add_up', 'together',
            'threads', 'PolicyTrainer', 'kept_bytes', 'weight_bytes', 'predict_memory', 'most_tokens', 'read_log',
            'StepLog', 'checkpoints', 'ends_epoch', 'drop', 'average_adapters', 'save_adapter', 'lora',
-           'micro_tokens_on', 'train', 'unpack_4bit', 'train_together', 'launch', 'divide_weights']
+           'micro_tokens_on', 'train', 'train_together', 'launch', 'divide_weights']
 
 # %% ../nbs/42_train.ipynb #9833c259
 import contextlib, ctypes, json, math, os, random, re, shlex, shutil, signal, subprocess, sys, tempfile, time, warnings
@@ -15,19 +15,20 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 import psutil, torch, torch.distributed as dist
-from .models.local import attention, best_dtype, load_model, quiet
+from .models.local import attention, best_dtype, check_causal, load_model, longest_text, one_line, quiet, text_config, unpack_4bit
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 with quiet():
     from accelerate import PartialState
     from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers.pytorch_utils import Conv1D
     from transformers.trainer_callback import PrinterCallback
     from peft import LoraConfig, PeftModel, get_peft_model
 from .core import A3TError, content_hash, file_hash, read_json, seed_for, write_atomic, write_json
 from .losses import check_loss, floored, normalised, term_weights
 from .data import Row
-from .logprobs import lay_out, lean, shared, token_logprobs
+from .logprobs import lay_out, lean, packs, shared, token_logprobs
 warnings.filterwarnings('ignore', message='`.*gradient_checkpointing.*` is deprecated') # PEFT asks the old way too
 
 # %% ../nbs/42_train.ipynb #c06142e6
@@ -136,8 +137,9 @@ def threads(
 # %% ../nbs/42_train.ipynb #d2a56acc
 class PolicyTrainer(Trainer):
     "The Hugging Face `Trainer` with equation 1 as its loss"
-    def __init__(self, items, batches, micro_tokens, map, loss, divided, **kw): # map: from `threads`; divided: are weights kept in parts?
+    def __init__(self, items, batches, micro_tokens, map, loss, divided, packed, **kw): # map: from `threads`; divided: are weights kept in parts?; packed: as in `token_logprobs`
         super().__init__(**kw)
+        self.packed = packed
         self.items, self.batches, self.micro_tokens, self.map, self.loss, self.divided = items, batches, micro_tokens, map, loss, divided
         self.net, self.trainable = self.model.get_base_model(), [p for p in self.model.parameters() if p.requires_grad]
         self.vocabulary, self.divisor = self.net.get_output_embeddings().weight.shape[0], len(items)/len(batches)
@@ -149,7 +151,7 @@ class PolicyTrainer(Trainer):
     def gradients(self, micro):
         "Loss, log and gradients of a micro-batch"
         rows, terms = [r for r,_ in micro], torch.stack([t for _,t in micro]).to(self.net.device)
-        loss, log = rows_loss(*token_logprobs(self.net, rows), rows, terms, self.divisor, **self.loss)
+        loss, log = rows_loss(*token_logprobs(self.net, rows, self.packed), rows, terms, self.divisor, **self.loss)
         check_loss(loss.item(), log['lost']/log['n_lost'] if log['n_lost'] else math.nan, self.vocabulary)
         return log | dict(loss=loss.item()), torch.autograd.grad(loss, self.trainable)
 
@@ -194,7 +196,7 @@ def predict_memory(
     checkpointing:bool=False, # gradient checkpointing?
 )->dict: # bytes: `process`, `weights`, `learning`, `activations`, `logits`, and `total`
     "The highest memory of a training: of the whole process on a CPU, on a GPU what is allocated there"
-    net, config, n = model.get_base_model(), model.get_base_model().config, 128
+    net, config, n = model.get_base_model(), text_config(model.get_base_model()), min(128, longest_text(model.get_base_model()))
     head, cpu, weights = net.get_output_embeddings().weight, net.device.type == 'cpu', weight_bytes(net)
     if cpu: sum(p.data.flatten()[::512].sum().item() for p in model.parameters()) # weights come from their file when they are read: now they are here
     process = max(0, psutil.Process().memory_info().rss - weights) if cpu else 0 # before the pass below leaves something behind
@@ -339,24 +341,28 @@ def lora(
     "Put LoRA matrices beside the linear layers of a model"
     torch.manual_seed(seed_for(seed, 'lora'))
     if adapter: return _nameless(PeftModel.from_pretrained(model, str(adapter), is_trainable=True))
-    n = model.config.num_hidden_layers
+    n = text_config(model).num_hidden_layers
     if target_modules == 'all-linear': # by name, since PEFT does not combine its own 'all-linear' with a choice of layers
-        target_modules = {k.split('.')[-1] for k,m in model.get_decoder().named_modules() if isinstance(m, torch.nn.Linear)}
+        target_modules = {k.split('.')[-1] for k,m in model.get_decoder().named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
     targets = target_modules if isinstance(target_modules, str) else sorted(target_modules)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, task_type='CAUSAL_LM',
                         layers_to_transform=list(range(n-layers, n)) if layers else None)
     try: return _nameless(get_peft_model(model, config))
-    except ValueError as e: raise A3TError(f'target_modules = {targets!r} or layers = {layers} do not fit this model of {n} layers: {e}') from e
+    except (ValueError, NotImplementedError, TypeError, AttributeError) as e:
+        raise A3TError(f'target_modules = {targets!r} or layers = {layers} do not fit this model of {n} layers: {str(e).strip().splitlines()[0]}') from e
 
 # %% ../nbs/42_train.ipynb #e8451ed5
 PAPER = dict(lora_rank=16, lora_alpha=32, target_modules=('q_proj', 'v_proj'), learning_rate=1e-4, epochs=10, average=0, contrast_floor=0.)
 PAPER_LATER_EPOCHS = 6 # rounds 1, 2, 3
 
 # %% ../nbs/42_train.ipynb #a49b8d90
-def _unsupported(config):
-    "Models that do something to their logits after the output matrix"
-    for k in ('final_logit_softcapping', 'logit_scale', 'logits_scaling'):
-        if getattr(config, k, None) not in (None, 1, 1.): raise A3TError(f'models with {k} cannot be trained here: choose another model')
+def _packed(model, rows, divide):
+    "May these rows share their beginnings? If not, can the model be trained row by row?"
+    if packs(model, rows): return True
+    if divide: raise A3TError(f'{type(model).__name__} is trained row by row, which its divided weights do not allow: train without --use_fsdp')
+    check_causal(model)
+    if model.get_output_embeddings() is None: raise A3TError(f'{type(model).__name__} has no output matrix to train with: choose another model')
+    return False
 
 def _claim(output, fingerprint):
     "Make sure that a folder belongs to this very training; one that has finished nothing yet may change its mind"
@@ -410,9 +416,9 @@ def train(
     "Train an adapter with equation 1; goes on where it was killed, and returns at once where it had ended"
     settings = {k:v for k,v in locals().items() if k not in ('model', 'tokenizer', 'rows', 'output', 'progress', 'divide')}
     if not rows: raise A3TError('nothing to train on: the training set is empty; let the round explore more')
-    _unsupported(model.config)
     output, device = Path(output), torch.device(divide or model.device)
-    micro_tokens = micro_tokens or micro_tokens_on(device)
+    packed = _packed(model, rows, divide)
+    micro_tokens = (micro_tokens or micro_tokens_on(device)) if packed else 1 # each row alone
     settings |= dict(adapter=adapter and file_hash(adapter), target_modules=target_modules if isinstance(target_modules, str) else sorted(target_modules))
     with PartialState(cpu=device.type == 'cpu').main_process_first(): # alone, if no launcher has started several
         _claim(output, dict(settings=settings, rows=content_hash([asdict(r) for r in rows]), model=[model.config.model_type, model.num_parameters(), str(model.dtype)]))
@@ -421,30 +427,17 @@ def train(
     peft_model = lora(model, lora_rank, lora_alpha, target_modules, lora_dropout, layers, adapter, seed)
     unpack_4bit(model)
     if divide: divide_weights(peft_model, device)
-    workers = 1 if device.type != 'cpu' or lora_dropout or divide or model.dtype == torch.float32 else min(batch_size, torch.get_num_threads())
+    workers = 1 if device.type != 'cpu' or lora_dropout or divide or not packed or model.dtype == torch.float32 else min(batch_size, torch.get_num_threads())
     try:
         args = _arguments(model, output/'checkpoints', epochs, learning_rate, schedule, warmup, max_grad_norm, seed_for(seed, 'train'))
-        with attention(model, 'a3t_tree'), lean(peft_model), threads(workers) as several:
+        together = attention(model, 'a3t_tree') if packed else contextlib.nullcontext()
+        with together, lean(peft_model), threads(workers) as several:
             return _train(peft_model, rows, output, args, average, micro_tokens, workers, several, gradient_checkpointing, progress, seed, batch_size,
-                          divide, dict(normalise=normalise, contrast_floor=contrast_floor))
+                          divide, packed, dict(normalise=normalise, contrast_floor=contrast_floor))
     finally:
         if gradient_checkpointing: model.gradient_checkpointing_disable()
         peft_model.unload()
         model.eval()
-
-# %% ../nbs/42_train.ipynb #d4632c4d
-def unpack_4bit(
-    model, # a model; only its 4-bit layers are touched
-):
-    "Undo the repacking of 4-bit weights for CPU inference, through which no gradient would flow"
-    for m in model.modules():
-        state = getattr(getattr(m, 'weight', None), 'quant_state', None)
-        if getattr(state, 'packing_format_for_cpu', False):
-            from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
-            m.weight.data, state = _convert_weight_packed_for_cpu_inverse(m.weight.data, state)
-            if state.absmax.dim() == 2: state.absmax = state.absmax.T.reshape(-1).float() # bitsandbytes leaves them transposed
-            m.weight.quant_state = state
-            if hasattr(m, 'quant_state'): m.quant_state = m.weight.quant_state
 
 # %% ../nbs/42_train.ipynb #4d1d3ed7
 def _expected(trainer, workers, checkpointing):
@@ -455,19 +448,19 @@ def _expected(trainer, workers, checkpointing):
             f"{tokens:,} tokens at a time {need['activations']}, their logits {need['logits']}")
 
 @quiet()
-def _train(model, rows, output, args, average, micro_tokens, workers, several, gradient_checkpointing, progress, seed, batch_size, divide, loss):
+def _train(model, rows, output, args, average, micro_tokens, workers, several, gradient_checkpointing, progress, seed, batch_size, divide, packed, loss):
     "Run the trainer from its last checkpoint, then average and save"
     main = PartialState().is_main_process
     terms = term_weights([r.won for r in rows], [r.task for r in rows], [r.weight for r in rows])
     terms *= torch.tensor([[r.weight if r.won else 1.] for r in rows])
     done = checkpoints(args.output_dir)
     log = StepLog(output/'train.jsonl', int(done[-1].name.split('-')[1]) if done else 0, progress if main else None, main)
-    trainer = PolicyTrainer(list(zip(rows, terms)), Batches(map(len, rows), batch_size, seed), micro_tokens, several, loss, divide,
+    trainer = PolicyTrainer(list(zip(rows, terms)), Batches(map(len, rows), batch_size, seed), micro_tokens, several, loss, divide, packed,
                             model=model, args=args, callbacks=[log])
     log.trainer = trainer
     if progress and not done and main and not divide: print(_expected(trainer, workers, gradient_checkpointing), flush=True)
     if gradient_checkpointing:
-        model.get_base_model().gradient_checkpointing_enable({'use_reentrant':False})
+        with one_line(model.get_base_model(), 'knows no gradient checkpointing'): model.get_base_model().gradient_checkpointing_enable({'use_reentrant':False})
         model.get_base_model().disable_input_require_grads() # not needed there, and it would send gradients through every layer
     trainer.remove_callback(PrinterCallback)
     try:

@@ -4,7 +4,7 @@ import pytest, torch
 from a3t.data import Row, make_rows
 from a3t.envs.base import ToyHouse
 from a3t.core import A3TError
-from a3t.logprobs import LoraUpdate, Norm, SiluProduct, TokenLogprobs, lay_out, lean, pack, token_logprobs
+from a3t.logprobs import LoraUpdate, Norm, SiluProduct, TokenLogprobs, lay_out, lean, pack, packs, token_logprobs
 from a3t.losses import term_weights
 from a3t.models.local import load_model, quiet, tiny_model
 from a3t.train import lora, rows_loss
@@ -123,8 +123,13 @@ def test_lean_leaves_no_trace(model):
     assert not any('forward' in vars(x) for x in m.modules())
     m.unload()
 
-def test_a_window_shorter_than_a_row_is_refused(tmp_path):
+def test_rows_longer_than_the_window_are_read_apart(tmp_path):
+    "Up to the window they share their beginnings; beyond it the model itself says what is right"
     model = load_model(tiny_model(tmp_path/'tiny', sliding_window=16), device='cpu', dtype=torch.float32)[0]
-    with torch.no_grad(), quiet():
-        token_logprobs(model, [row([1]*16)])
-        with pytest.raises(A3TError, match='max_length'): token_logprobs(model, [row([1]*17)])
+    for n in (16, 40):
+        rows = [row([*range(5, n), last]) for last in (1, 2, 3, 4, 5)]
+        assert packs(model, rows) == (n < 17)
+        with torch.no_grad(), quiet():
+            logp, which = token_logprobs(model, rows)
+            want = [model(torch.tensor([r.input_ids])).logits[0, :-1].log_softmax(-1)[range(n - 5), r.input_ids[1:]] for r in rows]
+        assert torch.allclose(logp, torch.cat(want), atol=1e-4) and which.tolist() == [i for i in range(5) for _ in range(n - 5)]

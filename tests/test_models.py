@@ -1,4 +1,4 @@
-import asyncio, os, random, sys
+import asyncio, copy, os, random, sys
 os.environ.setdefault('HF_HUB_OFFLINE', '1') # a wrong name fails at once
 
 import psutil, pytest, torch
@@ -248,6 +248,95 @@ def test_adapter_of_another_model(tiny, tmp_path):
     other = load_model(tiny_model(tmp_path/'other', num_hidden_layers=3, hidden_size=32), dtype=torch.float32)[0]
     lm = LocalModel(copy.deepcopy(model), tok)
     with pytest.raises(A3TError, match='does not fit'): lm.adapter(lora(other, tmp_path/'adapter', 0))
+
+# ---- any adapter leaves every other view as it was
+
+def peft_adapter(model, folder, config, seed=0):
+    "Save an adapter with random weights"
+    from peft import get_peft_model
+    m = get_peft_model(copy.deepcopy(model), config)
+    torch.manual_seed(seed)
+    for n,p in m.named_parameters():
+        if p.requires_grad: p.data += .1*torch.randn_like(p)
+    m.save_pretrained(folder)
+    return str(folder)
+
+def adapter_kinds():
+    "Adapters that do more than LoRA, or something else"
+    import peft
+    lora = lambda **kw: peft.LoraConfig(**dict(r=4, target_modules=['q_proj', 'v_proj'], task_type='CAUSAL_LM') | kw)
+    return dict(plain=lora(), rslora=lora(use_rslora=True), patterns=lora(rank_pattern={'q_proj':2}, alpha_pattern={'v_proj':3}),
+        embedding=lora(target_modules=['embed_tokens', 'q_proj']), on_head=lora(target_modules=['lm_head']),
+        head=lora(modules_to_save=['lm_head']), embed=lora(modules_to_save=['embed_tokens', 'lm_head']), norm=lora(modules_to_save=['norm']),
+        bias=lora(bias='all'), lora_only=lora(bias='lora_only'), lora_bias=lora(lora_bias=True), dora=lora(use_dora=True),
+        tokens=lora(trainable_token_indices=[5, 6, 7]), pissa=lora(init_lora_weights='pissa'),
+        ia3=peft.IA3Config(target_modules=['k_proj', 'v_proj', 'down_proj'], feedforward_modules=['down_proj'], task_type='CAUSAL_LM'),
+        loha=peft.LoHaConfig(r=4, target_modules=['q_proj'], task_type='CAUSAL_LM'),
+        lokr=peft.LoKrConfig(r=4, target_modules=['q_proj'], task_type='CAUSAL_LM'),
+        vera=peft.VeraConfig(r=4, target_modules=['q_proj'], task_type='CAUSAL_LM'),
+        norms=peft.LNTuningConfig(target_modules=['input_layernorm'], task_type='CAUSAL_LM'))
+
+@pytest.mark.parametrize('kind,tied', [('qwen2', False), ('qwen2', True)])
+def test_an_adapter_of_any_kind_leaves_every_other_view_bit_equal(kind, tied, tmp_path):
+    from peft import PeftModel
+    model, tok = load_model(tiny_model(tmp_path/'m', kind, tie_word_embeddings=tied), device='cpu', dtype=torch.float32)
+    base, prompts = copy.deepcopy(model), ['You are in a room.', 'go to desk 1 and']
+    def ask(view): return gather([view.complete(p, max_tokens=8) for p in prompts])
+    lm = LocalModel(model, tok)
+    views, want = {'base':lm}, {'base':ask(lm)}
+    for i,(name, config) in enumerate(adapter_kinds().items()):
+        folder = peft_adapter(base, tmp_path/name, config, i)
+        alone = PeftModel.from_pretrained(copy.deepcopy(base), folder)
+        views[name] = lm.adapter(folder)
+        want[name] = ask(views[name])
+        assert [c.token_ids for c in want[name]] == [reference(alone, tok, p, 8) for p in prompts], name
+        assert want[name] != want['base'], name
+        lm.forget()
+    for name,view in views.items():
+        lm.forget()
+        assert ask(view) == want[name], name # token for token and bit for bit
+    for a,b in zip(base.state_dict().values(), load_model(str(tmp_path/'m'), device='cpu', dtype=torch.float32)[0].state_dict().values()):
+        assert torch.equal(a, b)
+
+def test_adapters_that_cannot_be_acted_with(tiny, tmp_path):
+    "Refused in one line, and the other views do not notice"
+    import peft
+    model, tok = tiny('qwen2')
+    model = copy.deepcopy(model)
+    lm = LocalModel(model, tok)
+    want = complete(lm, ['go to'], max_tokens=8)
+    prompt = peft_adapter(model, tmp_path/'prompt', peft.PromptTuningConfig(num_virtual_tokens=4, task_type='CAUSAL_LM'))
+    activated = peft_adapter(model, tmp_path/'activated', peft.LoraConfig(target_modules=['q_proj'], alora_invocation_tokens=[5], task_type='CAUSAL_LM'))
+    replicated = peft_adapter(load_model(tiny_model(tmp_path/'llama', 'llama'), dtype=torch.float32)[0], tmp_path/'replicated',
+                              peft.LoraConfig(target_modules=['q_proj'], layer_replication=[[0, 2], [0, 2]], task_type='CAUSAL_LM'))
+    misfit = peft_adapter(load_model(tiny_model(tmp_path/'other', 'qwen2', hidden_size=32), dtype=torch.float32)[0], tmp_path/'misfit',
+                          peft.LoraConfig(target_modules=['q_proj'], task_type='CAUSAL_LM'))
+    (tmp_path/'broken').mkdir()
+    (tmp_path/'broken'/'adapter_config.json').write_text('{"peft_type": "LORA", ')
+    shallow = peft_adapter(load_model(tiny_model(tmp_path/'one', 'qwen2', num_hidden_layers=1), dtype=torch.float32)[0], tmp_path/'shallow',
+                           peft.LoraConfig(target_modules=['q_proj'], modules_to_save=['lm_head'], task_type='CAUSAL_LM'))
+    for folder in (prompt, activated, replicated, misfit, shallow, tmp_path/'broken'):
+        for load in (lm.adapter, lambda f: load_model(model_at, adapter=f, device='cpu', dtype=torch.float32)):
+            model_at = tiny_model(tmp_path/'again', 'qwen2')
+            with pytest.raises(A3TError) as e: load(folder)
+            assert len(str(e.value).splitlines()) == 1
+        lm.forget()
+        assert complete(lm, ['go to'], max_tokens=8) == want
+
+def test_an_adapter_of_any_kind_on_a_4_bit_model(tiny, tmp_path):
+    import peft
+    model, tok = tiny(quantize='nf4')
+    model = copy.deepcopy(model)
+    lm = LocalModel(model, tok)
+    want = complete(lm, ['go to'], max_tokens=8)
+    config = peft.LoraConfig(target_modules=['q_proj'], modules_to_save=['lm_head'], task_type='CAUSAL_LM')
+    folder = peft_adapter(tiny()[0], tmp_path/'a', config)
+    tuned = complete(lm.adapter(folder), ['go to'], max_tokens=8)
+    alone = load_model(tiny_model(tmp_path/'m'), 'nf4', 'cpu', torch.float32, adapter=folder)[0]
+    assert tuned[0].token_ids == reference(alone, tok, 'go to', 8) != want[0].token_ids
+    lm.forget()
+    assert complete(lm, ['go to'], max_tokens=8) == want
+    with pytest.raises(A3TError, match='was loaded with another one'): LocalModel(alone, tok).adapter(folder)
 
 # ---- loading
 
