@@ -10,7 +10,7 @@ __all__ = ['ALARMS', 'alarm', 'error_alarms', 'no_successes', 'broken', 'incoher
 import json, math, re
 from collections import Counter
 from pathlib import Path
-from .accumulate import read
+from .accumulate import entries, fetch, stores, stream
 from .envs.base import NUMBERED
 from .core import A3TError, read_json
 from .evaluate import wilson
@@ -122,14 +122,14 @@ def stage_alarms(
     "What is wrong with what a stage made"
     folder, facts = Path(folder), facts or {}
     if name == 'explore':
-        made = read(folder/'trajectories')
-        return no_successes(facts.get('tasks', len(made)), facts.get('successes', sum(t.won for t in made))) + incoherent_reasons(made)
+        made = [e for p in stores(folder/'trajectories') for e in entries(p)]
+        return no_successes(facts.get('tasks', len(made)), facts.get('successes', sum(t.won for t in made))) + incoherent_reasons(fetch(made))
     if name == 'train': return not_finite(log := _lines(folder/'train.jsonl')) + contrast_runs_away(log)
     if name != 'evaluate': return []
     files = [p for p in sorted(folder.parent.glob('round_*/scores.json')) if p.parent.name <= folder.name]
     scores = [s for s in map(read_json, files) if s]
     pooled = [dict(successes=sum(x['successes'] for x in s.values()), n=sum(x['n'] for x in s.values())) for s in scores]
-    return success_falls(pooled) + incoherent_reasons([t for p in sorted((folder/'episodes').glob('*')) for t in read(p)])
+    return success_falls(pooled) + incoherent_reasons(t for p in stores(folder/'episodes') for t in stream(p))
 
 # %% ../nbs/52_alarms.ipynb #d82a5c1f
 def collect_alarms(
