@@ -4,7 +4,7 @@ from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq, pytest
 import a3t.accumulate
 from a3t.accumulate import (FILE, PAPER, append, entries, fetch, file_table, is_success, plot_statistics, read, round_statistics, select_training,
-                            stores, stream, trajectory_files)
+                            shortest, stores, stream, trajectory_files)
 from a3t.core import A3TError, Step, Trajectory
 
 ROOT = Path(a3t.accumulate.__file__).parents[1]
@@ -166,6 +166,15 @@ def test_old_stores_still_read():
     "The committed trajectories of earlier results"
     found = stores(ROOT/'nbs'/'results')
     assert len(found) > 20 and all(len(read(p)) == len(entries(p)) > 0 for p in found)
+
+def test_shortest():
+    "As a stable sort, longest first, into a dict"
+    rng = random.Random(2)
+    ts = [replace(traj(rng.choice('abcd'), seed=i), steps=(Step('', 'go', 'ok'),)*rng.randrange(6)) for i in range(200)]
+    want = {t.task:t for t in sorted(ts, key=len, reverse=True)}
+    assert list(shortest(iter(ts)).items()) == list(want.items())
+    cost = lambda t: (len(t), -(t.seed % 3))
+    assert list(shortest(iter(ts), cost).items()) == [*{t.task:t for t in sorted(ts, key=cost, reverse=True)}.items()]
 
 # pyarrow's threads can abort Python at its end ("terminate called without an active exception", status 134)
 

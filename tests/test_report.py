@@ -2,8 +2,9 @@
 import json, re
 from dataclasses import replace
 import pytest
+import a3t.accumulate
 from a3t.accumulate import append
-from a3t.core import Step, Trajectory, read_json, write_json
+from a3t.core import A3TError, Step, Trajectory, read_json, write_json
 from a3t.evaluate import summarise
 from a3t.report import report_dict, report_html, some_trajectories, write_report
 from a3t.cli import print_results
@@ -91,3 +92,21 @@ def test_report_json_is_strict_json(tmp_path):
     run = make_run(tmp_path/'run')
     write_report(run)
     json.loads((run/'report.json').read_text(), parse_constant=lambda c: pytest.fail(f'{c} is not JSON'))
+
+def test_wrong_folder(tmp_path):
+    "What is not a run is named, and what to pass"
+    run = make_run(tmp_path/'runs'/'mine')
+    for use in (report_dict, write_report, lambda folder: some_trajectories(folder, 2)):
+        with pytest.raises(A3TError, match='typo does not exist. Pass the folder of a run, such as .*runs/mine'): use(tmp_path/'runs'/'typo')
+        with pytest.raises(A3TError, match='trajectories is not a run'): use(run/'round_00'/'trajectories')
+    assert not (tmp_path/'runs'/'typo').exists()
+
+def test_texts_of_a_run_are_read_twice(tmp_path, monkeypatch):
+    "Once for what is new, once for the trajectories to read; all else is in small columns"
+    run, whole, real = make_run(tmp_path/'run'), [], a3t.accumulate.file_table
+    def counted(path, columns=None):
+        if not columns: whole.append(path)
+        return real(path, columns)
+    monkeypatch.setattr('a3t.accumulate.file_table', counted)
+    write_report(run)
+    assert 0 < sum('trajectories' in p.parts for p in whole) <= 2*2
