@@ -1,11 +1,11 @@
-import ast, json, random, shutil, subprocess, sys
+import ast, io, json, random, shutil, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq, pytest
 import a3t.accumulate
 from a3t.accumulate import (FILE, PAPER, append, entries, fetch, file_table, is_success, plot_statistics, read, round_statistics, select_training,
                             shortest, stores, stream, trajectory_files)
-from a3t.core import A3TError, Step, Trajectory
+from a3t.core import A3TError, Step, Trajectory, content_hash, to_row
 
 ROOT = Path(a3t.accumulate.__file__).parents[1]
 
@@ -104,6 +104,15 @@ def test_entries_choose_like_trajectories(tmp_path):
         (t.task, t.task_type, t.reward, t.won, t.source, t.round, t.seed) for t in ts]
     assert list(fetch(select_training(es))) == select_training(ts) and len(select_training(ts)) > 30
     assert round_statistics(es).equals(round_statistics(ts))
+
+def test_entries_of_earlier_versions(tmp_path):
+    "A file without a later field: the field has its default"
+    row = to_row(traj(seed=5))
+    del row['source']
+    pq.write_table(pa.Table.from_pylist([row]), out := io.BytesIO())
+    (tmp_path/f'00000-{content_hash(out.getvalue())[:16]}.parquet').write_bytes(out.getvalue())
+    e, = entries(tmp_path)
+    assert (e.task, e.seed, e.source) == ('t', 5, 'policy')
 
 def test_wave_reads_nothing_of_earlier_waves(tmp_path, monkeypatch):
     "An append costs its own size: no file is opened, no folder listed, no row decoded"
