@@ -11,9 +11,9 @@ import os, pickle, random, statistics, tempfile, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from unittest import mock
-from .core import A3TError, seed_for
+from .core import seed_for
 from .envs.alfsim import AlfSim, AlfSims, explored
-from .envs.alfworld import AlfWorld, mini_games, named_games, task_type
+from .envs.alfworld import AlfWorld, mini_games, task_type
 
 # %% ../nbs/70_bench.alfworld.ipynb #b4b62b1c
 def bench_tasks(

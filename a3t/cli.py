@@ -193,7 +193,6 @@ def play_panels(
     from a3t.evaluate import summarise, trials
     from a3t.models.api import language_model, model_arguments
     from a3t.rounds import environment_spec
-    from a3t.models.base import Journal
     answers = store.with_suffix('.answers')
     lm = Journal(answers).of(language_model(*model_arguments(S, adapter)))
     prompt = dict(instruction=env.instruction, exemplar=env.exemplar) if S['policy_exemplar'] else {}

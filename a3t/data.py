@@ -45,6 +45,8 @@ def check_row(
     return row
 
 # %% ../nbs/40_data.ipynb #8298933f
+_same = {} # token id → the one number that all rows share: a set of 100,000 rows would hold 100 million of them
+
 def make_row(
     tokenizer, # a transformers tokenizer
     traj:Trajectory, # what to learn from
@@ -67,7 +69,7 @@ def make_row(
         spans.append((spans[-1][1] if spans else bos, len(ids), s.kind))
     if ids != whole: raise A3TError(f'{traj.task}: tokenised piece by piece the trajectory differs from how it is acted: the tokenizer merges segments')
     mask = [False]*bos + [k in kinds for s,e,k in spans for _ in range(s, e)]
-    return check_row(Row(tuple(ids), tuple(mask), float(weight), traj.task, won, tuple(spans)), kinds)
+    return check_row(Row(tuple(map(_same.setdefault, ids, ids)), tuple(mask), float(weight), traj.task, won, tuple(spans)), kinds)
 
 # %% ../nbs/40_data.ipynb #7181162b
 def row_html(

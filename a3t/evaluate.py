@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from fastcore.basics import chunked
-from .accumulate import append, read
+from .accumulate import append, entries, read
 from .agents import rollout
 from .core import A3TError
 from .envs.base import some
@@ -64,13 +64,13 @@ def trials(
     **kwargs, # further arguments of `rollout`: `seed`, `patience`
 )->list: # of `Trajectory`: all that the store holds
     "One trial for each task of a panel; raises `A3TError` where the store holds other tasks"
-    have = {t.task for t in read(store)}
+    have = {t.task for t in entries(store, missing_ok=True)}
     waves = list(chunked([t for t in tasks if t not in have], wave))
     for i,some_tasks in enumerate(waves, 1):
         lm.forget()
         label = f'{progress}, wave {i} of {len(waves)}' if progress and len(waves) > 1 else progress
         append(store, rollout(make_env, some_tasks, policy, limit=wave, processes=lm.processes, progress=label, **kwargs))
-    episodes = read(store)
+    episodes = read(store, missing_ok=True)
     check_panel(episodes, tasks)
     return episodes
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch, torch.nn.functional as F
 from torch.autograd import Function
 from .core import A3TError
-from .models.local import attention, lent, longest_text, one_line, plain_logprobs, quiet, unknown
+from .models.local import attention, lent, longest_text, one_line, plain_logprobs, unknown
 
 # %% ../nbs/41_logprobs.ipynb #eee93627
 @dataclass(frozen=True)

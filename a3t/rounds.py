@@ -10,7 +10,7 @@ __all__ = ['PACKAGES', 'OUTPUTS', 'ONCE', 'DOCUMENTED', 'NO_HOME', 'SAID', 'NUMB
            'clock', 'progress_line', 'Watch', 'run_stage', 'run_needed', 'run_all']
 
 # %% ../nbs/60_rounds.ipynb #91332e07
-import ast, builtins, errno, fcntl, importlib.util, json, math, os, platform, re, select, shutil, signal, subprocess, sys, tempfile, threading, time
+import ast, builtins, errno, fcntl, json, math, os, platform, re, select, shutil, signal, subprocess, sys, tempfile, threading, time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache

@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlencode
-import pyarrow.parquet as pq
 from tornado import httpserver, netutil, template, web
-from .accumulate import read
+from .accumulate import file_table, read, stores, table_trajectories
 from .core import A3TError, Step, Trajectory, from_row, project_path, read_json
 from .envs.base import load_environment
 from .envs.shopdata import typed
@@ -226,8 +225,8 @@ def read_replays(
     if not path.exists(): raise A3TError(f'{path} is missing: name the folder of a run, a trajectory store, or a JSON file')
     rows = read_json(path) if path.suffix == '.json' else []
     try:
-        if path.is_dir(): res = [t for folder in sorted({p.parent for p in path.rglob('*.parquet')}) for t in read(folder)]
-        elif path.suffix == '.parquet': res = [from_row(r) for r in pq.read_table(path).to_pylist()]
+        if path.is_dir(): res = [t for folder in stores(path) for t in read(folder)]
+        elif path.suffix == '.parquet': res = [*table_trajectories(file_table(path))]
         else: res = [from_row(r) for r in (rows if type(rows) is list else [rows])]
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as e: raise A3TError(f'{path} holds no trajectories: {e}') from e
     if not res: raise A3TError(f'{path} holds no trajectories')

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['SAVE_EVERY', 'PAPER', 'PAPER_LATER_EPOCHS', 'rows_loss', 'Batches', 'micro_batches', 'share', 'add_up', 'together',
            'threads', 'PolicyTrainer', 'kept_bytes', 'weight_bytes', 'predict_memory', 'most_tokens', 'read_log',
-           'StepLog', 'checkpoints', 'ends_epoch', 'drop', 'average_adapters', 'save_adapter', 'lora',
+           'StepLog', 'checkpoints', 'ends_epoch', 'drop', 'average_adapters', 'save_adapter', 'lora', 'rows_hash',
            'micro_tokens_on', 'train', 'train_together', 'launch', 'divide_weights']
 
 # %% ../nbs/42_train.ipynb #9833c259
-import contextlib, ctypes, json, math, os, random, re, shlex, shutil, signal, subprocess, sys, tempfile, time, warnings
+import contextlib, ctypes, hashlib, json, math, os, random, re, shlex, shutil, signal, subprocess, sys, tempfile, time, warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 import psutil, torch, torch.distributed as dist
@@ -25,7 +24,7 @@ with quiet():
     from transformers.pytorch_utils import Conv1D
     from transformers.trainer_callback import PrinterCallback
     from peft import LoraConfig, PeftModel, get_peft_model
-from .core import A3TError, content_hash, file_hash, read_json, seed_for, write_atomic, write_json
+from .core import A3TError, file_hash, read_json, seed_for, write_atomic, write_json
 from .losses import check_loss, floored, normalised, term_weights
 from .data import Row
 from .logprobs import lay_out, lean, packs, shared, token_logprobs
@@ -67,7 +66,9 @@ class Batches:
         order = list(range(len(self.lengths)))
         random.Random(seed_for(self.seed, 'epoch', self.epoch)).shuffle(order)
         res = [order[i::self.n] for i in range(self.n)]
-        if self.epoch == 0: res.sort(key=lambda b: self.lengths.index(max(self.lengths)) not in b)
+        if self.epoch == 0:
+            longest = self.lengths.index(max(self.lengths))
+            res.sort(key=lambda b: longest not in b)
         return iter(res)
 
 class _Loader(torch.utils.data.DataLoader):
@@ -223,10 +224,14 @@ def most_tokens(
 # %% ../nbs/42_train.ipynb #29e1f38f
 def read_log(
     path, # a `train.jsonl`
+    missing_ok:bool=False, # may it be missing? Then there are no lines
 )->list: # one dict for each step
     "The step log of a training; a last line that a kill cut short is ignored"
     path, res = Path(path), []
-    for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else []:
+    if not path.is_file():
+        if missing_ok and not path.exists(): return []
+        raise A3TError(f"{path} is {'a folder' if path.exists() else 'missing'}: pass the train.jsonl of a round or a training")
+    for line in path.read_text(encoding='utf-8').splitlines():
         try: res.append(json.loads(line))
         except json.JSONDecodeError: break
     return res
@@ -237,7 +242,7 @@ class StepLog(TrainerCallback):
     "Writes `train.jsonl`, asks for checkpoints and marks them complete, shows progress, and stops at gradients that are not finite"
     def __init__(self, path, first_step, progress, main=True): # first_step: what is logged already and stays; main: of several processes one writes
         self.path, self.progress, self.main = Path(path), progress, main
-        lines = [l for l in read_log(path) if l['step'] <= first_step]
+        lines = [l for l in read_log(path, missing_ok=True) if l['step'] <= first_step]
         if main: write_atomic(self.path, ''.join(json.dumps(l)+'\n' for l in lines))
         self.before, self.first, self.start = lines[-1]['seconds'] if lines else 0., first_step, time.perf_counter()
         self.saved = self.start
@@ -364,6 +369,15 @@ def _packed(model, rows, divide):
     if model.get_output_embeddings() is None: raise A3TError(f'{type(model).__name__} has no output matrix to train with: choose another model')
     return False
 
+def rows_hash(
+    rows, # of `Row`
+)->str: # 64 hexadecimal digits
+    "SHA-256 of a training set, row by row; equal to `content_hash` of the rows as dicts"
+    sha = hashlib.sha256(b'[')
+    for i,r in enumerate(rows): sha.update((', '*(i > 0) + json.dumps(vars(r), sort_keys=True, ensure_ascii=False)).encode())
+    sha.update(b']')
+    return sha.hexdigest()
+
 def _claim(output, fingerprint):
     "Make sure that a folder belongs to this very training; one that has finished nothing yet may change its mind"
     path = Path(output)/'training.json'
@@ -421,7 +435,7 @@ def train(
     micro_tokens = (micro_tokens or micro_tokens_on(device)) if packed else 1 # each row alone
     settings |= dict(adapter=adapter and file_hash(adapter), target_modules=target_modules if isinstance(target_modules, str) else sorted(target_modules))
     with PartialState(cpu=device.type == 'cpu').main_process_first(): # alone, if no launcher has started several
-        _claim(output, dict(settings=settings, rows=content_hash([asdict(r) for r in rows]), model=[model.config.model_type, model.num_parameters(), str(model.dtype)]))
+        _claim(output, dict(settings=settings, rows=rows_hash(rows), model=[model.config.model_type, model.num_parameters(), str(model.dtype)]))
         if (output/'train.json').exists() and (output/'adapter').exists(): return read_json(output/'train.json')
         checkpoints(output/'checkpoints') # what a kill left half-written goes
     peft_model = lora(model, lora_rank, lora_alpha, target_modules, lora_dropout, layers, adapter, seed)
@@ -504,6 +518,8 @@ def train_together(
 
 
 # %% ../nbs/42_train.ipynb #b4770e24
+def _count_lines(path): return path.read_bytes().count(b'\n') if path.exists() else 0
+
 def launch(
     command:str, # a launcher, e.g. 'torchrun --nproc-per-node 4'
     model:dict, # `name`, `quantize` and `device` for `load_model`, and `dtype` by its name, e.g. 'float32'; by default what the device is fastest in
@@ -514,7 +530,7 @@ def launch(
 )->dict: # as `train`
     "Train in several processes, and wait for them; their error is raised here"
     output, bin = Path(output), Path(sys.executable).parent
-    write_atomic(output/'job.json', json.dumps(dict(model=model, rows=[asdict(r) for r in rows], settings=settings | dict(progress=progress))))
+    write_atomic(output/'job.json', json.dumps(dict(model=model, rows=[vars(r) for r in rows], settings=settings | dict(progress=progress))))
     env = os.environ | dict(PATH=f"{bin}:{os.environ['PATH']}")
     with open(output/'launch.log', 'w+', encoding='utf-8', errors='replace') as log, tqdm(total=settings.get('epochs', 6)*math.ceil(len(rows)/settings.get('batch_size', 16)),
                                                      desc=progress, disable=progress is None, unit='step') as bar:
@@ -523,14 +539,13 @@ def launch(
         try:
             while p.poll() is None:
                 time.sleep(.2)
-                if new := len(read_log(output/'train.jsonl')) - bar.n: bar.update(new)
+                if new := _count_lines(output/'train.jsonl') - bar.n: bar.update(new)
         finally: p.terminate(), p.wait()
         log.seek(0)
         said = log.read()
     if not p.returncode: return read_json(output/'train.json')
     if m := re.search('a3t: (.*)', said): raise A3TError(m[1])
     raise RuntimeError(f'{command} ended with status {p.returncode}:\n' + said[-2000:])
-
 
 # %% ../nbs/42_train.ipynb #43ce610c
 def divide_weights(

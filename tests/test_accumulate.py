@@ -1,8 +1,13 @@
-import io, json
+import ast, io, json, random, shutil, subprocess, sys
 from dataclasses import replace
-import pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
-from a3t.accumulate import PAPER, append, is_success, plot_statistics, read, round_statistics, select_training, trajectory_files
+from pathlib import Path
+import pyarrow as pa, pyarrow.parquet as pq, pytest
+import a3t.accumulate
+from a3t.accumulate import (FILE, PAPER, append, entries, fetch, file_table, is_success, plot_statistics, read, round_statistics, select_training,
+                            shortest, stores, stream, trajectory_files)
 from a3t.core import A3TError, Step, Trajectory, content_hash, to_row, trajectory_id, write_atomic
+
+ROOT = Path(a3t.accumulate.__file__).parents[1]
 
 def traj(task='t', won=True, source='composed', round=0, reason='r', seed=0):
     return Trajectory(task, 'pick', 'a goal', 'You see "ü" | a,b\n🦉', (Step(reason, 'go', 'ok', 'sampled'), Step('', 'take', 'done')),
@@ -10,7 +15,7 @@ def traj(task='t', won=True, source='composed', round=0, reason='r', seed=0):
 
 def test_round_trip_and_duplicates(tmp_path):
     a, b, c = traj(), traj(reason='other'), traj(won=False)
-    assert read(tmp_path/'none') == []
+    assert read(tmp_path/'none', missing_ok=True) == []
     assert append(tmp_path, [a, b, a, replace(a, round=2)]) == 2
     before = {p.name:p.read_bytes() for p in trajectory_files(tmp_path)}
     assert append(tmp_path, [b, c]) == 1 and append(tmp_path, [a, b, c]) == 0 and append(tmp_path, []) == 0
@@ -34,12 +39,15 @@ def test_damage_is_noticed(tmp_path, spoil):
     p, = trajectory_files(tmp_path)
     p.write_bytes(spoil(p.read_bytes()))
     with pytest.raises(A3TError, match='damaged'): read(tmp_path)
-    with pytest.raises(A3TError, match='damaged'): append(tmp_path, [traj(reason='new')])
+    with pytest.raises(A3TError, match='damaged'): entries(tmp_path)
+    shutil.copytree(tmp_path, tmp_path/'copy')
+    with pytest.raises(A3TError, match='damaged'): append(tmp_path/'copy', [traj(reason='new')]) # the first time that this process sees it
 
 def test_missing_file_is_noticed(tmp_path):
     for i in range(3): append(tmp_path, [traj(reason=str(i))])
     trajectory_files(tmp_path)[1].unlink()
-    with pytest.raises(A3TError, match='number 1 .* is missing'): read(tmp_path)
+    for use in (read, entries, trajectory_files, lambda d: append(d, [])):
+        with pytest.raises(A3TError, match='number 1 .* is missing'): use(tmp_path)
 
 def test_killed_in_mid_append(tmp_path, monkeypatch):
     append(tmp_path, [traj()])
@@ -92,3 +100,150 @@ def test_a_full_context_is_no_success():
     "Whatever reward the environment gave until then"
     lost = Trajectory('t', 'put', 'goal', 'room', reward=.8, full=True)
     assert not is_success(lost) and not is_success(lost, .5) and is_success(replace(lost, full=False), .5)
+
+def test_statistics_count_what_is_selected():
+    "Against the definition: select for each round, from all up to it"
+    rng = random.Random(0)
+    some = lambda: traj(rng.choice('abcdef'), rng.random() < .4, rng.choice(['policy', 'composed']), rng.randrange(4))
+    for margin, threshold in ((1, None), (0, None), (2, .2)):
+        ts = [some() for _ in range(300)]
+        stats = round_statistics(ts, 10, margin, threshold)
+        for r in range(4):
+            kept = select_training([t for t in ts if t.round <= r], margin, threshold)
+            won = [t for t in kept if is_success(t, threshold)]
+            assert stats.loc[r].tolist() == [len(kept), len(kept) - len(won), len({t.task for t in won}), 10.*len({t.task for t in won})]
+
+def test_entries_choose_like_trajectories(tmp_path):
+    rng = random.Random(1)
+    for i in range(5): append(tmp_path, [traj(rng.choice('abc'), rng.random() < .5, rng.choice(['policy', 'composed']), i, f'{i} {j}') for j in range(20)])
+    ts, es = read(tmp_path), entries(tmp_path)
+    assert list(stream(tmp_path)) == ts == list(fetch(es)) and list(fetch(es[::-3])) == ts[::-3]
+    assert [(e.task, e.task_type, e.reward, e.won, e.source, e.round, e.seed) for e in es] == [
+        (t.task, t.task_type, t.reward, t.won, t.source, t.round, t.seed) for t in ts]
+    assert list(fetch(select_training(es))) == select_training(ts) and len(select_training(ts)) > 30
+    assert round_statistics(es).equals(round_statistics(ts))
+
+def test_entries_of_earlier_versions(tmp_path):
+    "A file without a later field: the field has its default"
+    row = to_row(traj(seed=5))
+    del row['source']
+    pq.write_table(pa.Table.from_pylist([row]), out := io.BytesIO())
+    (tmp_path/f'00000-{content_hash(out.getvalue())[:16]}.parquet').write_bytes(out.getvalue())
+    e, = entries(tmp_path)
+    assert (e.task, e.seed, e.source) == ('t', 5, 'policy')
+
+def test_wave_reads_nothing_of_earlier_waves(tmp_path, monkeypatch):
+    "An append costs its own size: no file is opened, no folder listed, no row decoded"
+    for i in range(4): append(tmp_path, [traj(reason=f'{i} {j}') for j in range(8)])
+    def refuse(*args): raise AssertionError('old files are looked at')
+    monkeypatch.setattr(a3t.accumulate, 'file_table', refuse)
+    monkeypatch.setattr(a3t.accumulate.os, 'listdir', refuse)
+    monkeypatch.setattr(a3t.accumulate, 'from_row', refuse)
+    assert append(tmp_path, [traj(reason='0 1'), traj(reason='new')]) == 1
+    monkeypatch.undo()
+    assert len(read(tmp_path)) == 33
+
+def test_first_append_reads_ids_only(tmp_path, monkeypatch):
+    for i in range(3): append(tmp_path/'a', [traj(reason=str(i))])
+    shutil.copytree(tmp_path/'a', tmp_path/'b')
+    asked = []
+    monkeypatch.setattr(a3t.accumulate, 'file_table', lambda path, columns=None: asked.append((path.name[:5], columns)) or file_table(path, columns))
+    assert append(tmp_path/'b', [traj(reason='1')]) == 0 and asked == [(f'{i:05d}', ['id']) for i in range(3)]
+
+def test_append_sees_what_others_did(tmp_path):
+    "Another process adds a file, takes one away, or begins anew: the next append knows"
+    store, other = tmp_path/'store', tmp_path/'other'
+    for i in range(2): append(store, [traj(reason=str(i))])
+    code = ("import sys; from test_accumulate import append, traj; append(sys.argv[1], [traj(reason='theirs')])")
+    subprocess.run([sys.executable, '-c', code, store], check=True, cwd=Path(__file__).parent)
+    assert append(store, [traj(reason='theirs'), traj(reason='1')]) == 0 and append(store, [traj(reason='mine')]) == 1
+    assert [p.name[:5] for p in trajectory_files(store)] == ['00000', '00001', '00002', '00003']
+    trajectory_files(store)[-1].unlink()
+    assert append(store, [traj(reason='mine')]) == 1
+    store.rename(other)
+    assert append(store, [traj(reason='1')]) == 1 and len(read(store)) == 1 and len(read(other)) == 4
+
+def test_more_than_99999_files(tmp_path, monkeypatch):
+    "The number of a file may outgrow its five digits"
+    files = [tmp_path/f'{i:05d}-{"0"*16}.parquet' for i in range(100_001)]
+    monkeypatch.setattr(a3t.accumulate.os, 'listdir', lambda folder: [p.name for p in reversed(files)])
+    assert trajectory_files(tmp_path) == files and FILE.fullmatch(files[-1].name)[1] == '100000'
+
+def test_wrong_folder(tmp_path):
+    run = tmp_path/'runs'/'mine'
+    for r in range(5): append(run/f'round_{r:02d}'/'trajectories', [traj()])
+    (run/'run.json').write_text('{}')
+    file = trajectory_files(run/'round_00'/'trajectories')[0]
+    for wrong, said in ((tmp_path/'runs'/'typo', rf'typo does not exist: .*runs holds mine\. Pass the folder of a store'),
+                        (run, 'mine is not a trajectory store, but holds round_00/trajectories, round_01/trajectories, round_02/trajectories and 2 more'),
+                        (run/'run.json', 'run.json is a file, not a trajectory store. Pass its folder'), (file, 'is a file')):
+        for use in (read, entries, stream, trajectory_files):
+            with pytest.raises(A3TError, match=said) as e: use(wrong)
+            assert '\n' not in str(e.value)
+        if wrong.exists():
+            with pytest.raises(A3TError, match=said): read(wrong, missing_ok=True)
+    assert stores(run) == [run/f'round_{r:02d}'/'trajectories' for r in range(5)]
+    shutil.rmtree(run/'round_00')
+    (run/'round_00').mkdir()
+    with pytest.raises(A3TError, match='round_00 is not a trajectory store: it holds nothing'): read(run/'round_00')
+    (run/'round_00'/'.00000-half').write_text('')
+    assert read(run/'round_00', missing_ok=True) == read(run/'none'/'at all', missing_ok=True) == []
+
+def test_old_stores_still_read():
+    "The committed trajectories of earlier results"
+    found = stores(ROOT/'nbs'/'results')
+    assert len(found) > 20 and all(len(read(p)) == len(entries(p)) > 0 for p in found)
+
+def test_shortest():
+    "As a stable sort, longest first, into a dict"
+    rng = random.Random(2)
+    ts = [replace(traj(rng.choice('abcd'), seed=i), steps=(Step('', 'go', 'ok'),)*rng.randrange(6)) for i in range(200)]
+    want = {t.task:t for t in sorted(ts, key=len, reverse=True)}
+    assert list(shortest(iter(ts)).items()) == list(want.items())
+    cost = lambda t: (len(t), -(t.seed % 3))
+    assert list(shortest(iter(ts), cost).items()) == [*{t.task:t for t in sorted(ts, key=cost, reverse=True)}.items()]
+
+# pyarrow's threads can abort Python at its end ("terminate called without an active exception", status 134)
+
+QUIET = "import os, sys; from a3t.accumulate import append, entries, fetch, read; from a3t.core import Trajectory; append(sys.argv[1], [Trajectory('t', 'x', 'g', 'o', seed=1)]); "
+USE = "n = len(os.listdir('/proc/self/task')); list(fetch(entries(sys.argv[1]))), read(sys.argv[1]); sys.exit(len(os.listdir('/proc/self/task')) - n)"
+
+def end_well(store, n):
+    "Start processes that read a store, two at a time; their exit statuses"
+    start = lambda: subprocess.Popen([sys.executable, '-c', QUIET + USE, store])
+    return [p.wait() for _ in range(n//2) for p in [start(), start()]]
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='counts threads in /proc')
+def test_reading_starts_no_thread(tmp_path):
+    append(tmp_path, [traj()])
+    assert end_well(tmp_path, 2) == [0, 0]
+
+@pytest.mark.slow
+def test_forty_processes_end_well(tmp_path):
+    append(tmp_path, [traj()])
+    assert end_well(tmp_path, 40) == [0]*40
+
+def code_of(path):
+    "The Python of a module or notebook, magics left out"
+    if path.suffix == '.py': return path.read_text()
+    cells = [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code']
+    return '\n'.join(l for c in cells for l in c.splitlines() if not l.lstrip().startswith(('%', '!')))
+
+def threaded(code):
+    "Calls that read Parquet or make pandas tables of Arrow's, and may start threads"
+    reads = {'read_table', 'read_parquet', 'to_pandas', 'read_pandas', 'ParquetDataset', 'read_row_groups', 'read_row_group', 'iter_batches', 'read_feather'}
+    def bad(call):
+        f = call.func
+        name = f.attr if isinstance(f, ast.Attribute) else getattr(f, 'id', '')
+        file = isinstance(f, ast.Attribute) and name == 'read' and 'ParquetFile(' in ast.unparse(f.value)
+        quiet = any(k.arg == 'use_threads' and getattr(k.value, 'value', None) is False for k in call.keywords)
+        return (name in reads or file) and not quiet
+    return [ast.unparse(n) for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call) and bad(n)]
+
+def test_nobody_reads_with_threads():
+    assert threaded('pq.read_table(x)') and threaded('ParquetFile(f).read()') and threaded('pd.read_parquet(p)') and threaded('t.to_pandas(use_threads=True)')
+    assert not threaded('pq.read_table(x, use_threads=False)') and not threaded('p.read()')
+    files = [p for d in ('a3t', 'nbs') for e in ('*.py', '*.ipynb') for p in (ROOT/d).rglob(e) if '.ipynb_checkpoints' not in p.parts]
+    assert len(files) > 60
+    found = {str(p.relative_to(ROOT)):bad for p in files if any(w in p.read_text() for w in ('arrow', 'parquet')) and (bad := threaded(code_of(p)))}
+    assert found == {}

@@ -63,3 +63,11 @@ def test_html_escapes(tok):
     evil = Trajectory('<b>', 'x', '<script>', 'obs', (Step('<i>', 'a', 'ü🦉'),))
     h = row_html(make_row(tok, evil), tok)
     assert '<script>' not in h and '<i>' not in h
+
+def test_rows_share_their_numbers(tok):
+    "A training set of 100,000 rows would hold each token id as a number of its own"
+    a, b = make_row(tok, won).input_ids, make_row(tok, replace(won, task='other')).input_ids
+    assert a == b and all(x is y for x,y in zip(a, b)) and all(type(x) is int for x in a)
+
+def test_trajectories_may_be_a_stream(tok):
+    assert make_rows(tok, iter([won, lost])) == make_rows(tok, [won, lost])

@@ -104,3 +104,9 @@ def test_progress_says_which_wave_it_is(tmp_path, capsys):
     bars = said('b', progress='episodes')
     assert 'episodes' in bars and 'wave' not in bars
     assert said('c') == ''
+
+def test_episodes_in_a_wrong_folder(tmp_path):
+    "A store that is not there yet is made; another folder is refused before anything is played"
+    lm, tasks = ScriptedModel(lambda prompt: 'act[look]'), ToyHouse().tasks('train')[:2]
+    assert len(trials(tmp_path/'new'/'store', tasks, ToyHouse, lm, ReAct(lm))) == 2
+    with pytest.raises(A3TError, match='is not a trajectory store, but holds store'): trials(tmp_path/'new', tasks, None, lm, ReAct(lm))

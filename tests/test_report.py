@@ -3,8 +3,9 @@ import json, math, re, shutil
 from dataclasses import replace
 import matplotlib.pyplot as plt
 import pytest
+import a3t.accumulate
 from a3t.accumulate import append
-from a3t.core import Step, Trajectory, read_json, write_json
+from a3t.core import A3TError, Step, Trajectory, read_json, write_json
 from a3t.evaluate import summarise
 from a3t.curves import plot_training
 from a3t.report import (plot_success, plot_time, report_dict, report_html, some_trajectories, stage_table, time_table,
@@ -257,3 +258,21 @@ def test_the_page_fits_the_screen(browser, tmp_path, width):
     assert browser.js("[...document.querySelectorAll('table, img')].every(e => e.closest('.wide'))")
     assert browser.js("[...document.querySelectorAll('.wide')].every(e => e.getBoundingClientRect().right <= innerWidth)")
     assert browser.js("[...document.querySelectorAll('img')].every(i => i.width > .9*i.naturalWidth || i.width > 700)"), 'plots stay legible'
+
+def test_wrong_folder(tmp_path):
+    "What is not a run is named, and what to pass"
+    run = make_run(tmp_path/'runs'/'mine')
+    for use in (report_dict, write_report, lambda folder: some_trajectories(folder, 2)):
+        with pytest.raises(A3TError, match='typo does not exist. Pass the folder of a run, such as .*runs/mine'): use(tmp_path/'runs'/'typo')
+        with pytest.raises(A3TError, match='trajectories is not a run'): use(run/'round_00'/'trajectories')
+    assert not (tmp_path/'runs'/'typo').exists()
+
+def test_texts_of_a_run_are_read_twice(tmp_path, monkeypatch):
+    "Once for what is new, once for the trajectories to read; all else is in small columns"
+    run, whole, real = make_run(tmp_path/'run'), [], a3t.accumulate.file_table
+    def counted(path, columns=None):
+        if not columns: whole.append(path)
+        return real(path, columns)
+    monkeypatch.setattr('a3t.accumulate.file_table', counted)
+    write_report(run)
+    assert 0 < sum('trajectories' in p.parts for p in whole) <= 2*2

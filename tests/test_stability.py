@@ -9,7 +9,9 @@ from a3t.evaluate import fisher_test
 from a3t.envs.base import TextEnv, ToyHouse, play
 from a3t.explore import first_successes
 from a3t.report import write_report
-from a3t.stability import ADVICE, coverage, distinct_n, judge, reachable, stability_records, states_of, verb_entropy, verdict
+from a3t.stability import (
+    ADVICE, Explored, coverage, distinct_n, judge, reachable, stability_records, states_of, verb_entropy, verdict,
+    what_it_did)
 from test_report import make_run
 
 def traj(task, *actions, won=True, reason='because'): return Trajectory(task, 'put', 'g', 'o', tuple(Step(reason, a, 'ok') for a in actions), float(won), won)
@@ -164,3 +166,18 @@ def test_no_coverage_where_steps_are_dear():
     assert coverage(env, [one], {}) is None
     scienceworld = pytest.importorskip('a3t.envs.scienceworld')
     assert not scienceworld.ScienceWorld.enumerable
+
+def test_records_of_streams():
+    "Trajectories pass once, and the first tasks by id are covered whatever their order"
+    env = ToyHouse()
+    made = [[t for task in env.tasks('train') for t in first_successes(env, task)], [t for task in env.tasks('train')[:7] for t in first_successes(env, task, seed=1)]]
+    played = {r:[replace(t, source='policy') for t in ts] for r,ts in enumerate(made)}
+    want = stability_records(made, played, env)
+    assert stability_records((iter(m) for m in made), {r:iter(p) for r,p in played.items()}, env) == want and want[0]['coverage'] > 0
+    assert want[1]['duplicates'] == pytest.approx(1 - len({what_it_did(t) for t in made[1]} - {what_it_did(t) for t in made[0]})/len(made[1]))
+
+def test_first_tasks_are_kept(monkeypatch):
+    monkeypatch.setattr('a3t.stability.MOST_TASKS', 3)
+    ts = [traj(task, 'go', str(i)) for i,task in enumerate('hcgabhacdbe')]
+    kept = Explored(iter(ts), ToyHouse()).near()
+    assert sorted(t.task for t in kept) == list('aabbcc') and all(t in ts for t in kept)

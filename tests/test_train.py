@@ -1,15 +1,17 @@
 import json, math, os, signal, subprocess, sys, time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 import pytest, torch
 from conftest import LOST, OTHER, WON
 from safetensors.torch import load_file
-from a3t.core import A3TError, file_hash
+from a3t.core import A3TError, content_hash, file_hash
 from a3t.data import Row, make_rows
 from a3t.logprobs import lean, token_logprobs
 from a3t.losses import term_weights
 from a3t.models.local import load_model, quiet, tiny_model
-from a3t.train import (Batches, StepLog, average_adapters, checkpoints, ends_epoch, kept_bytes, lora, micro_batches, most_tokens, predict_memory, read_log, rows_loss, threads, train, unpack_4bit)
+from a3t.train import (
+    Batches, StepLog, average_adapters, checkpoints, ends_epoch, kept_bytes, lora, micro_batches, most_tokens,
+    predict_memory, read_log, rows_hash, rows_loss, threads, train, unpack_4bit)
 
 torch.set_num_threads(1)
 FAST = dict(epochs=3, learning_rate=1e-2, batch_size=2, lora_rank=4, target_modules='all-linear')
@@ -286,6 +288,28 @@ def test_batches():
     assert sorted(i for p in parts for _,i in p) == list(range(7))
     assert all(len(p) == 1 or sum(len(r) for r,_ in p) <= 40+len(p) for p in parts) and parts[0][0][1] == 1
     assert len(micro_batches([(rows[1], 0)]*5, 90)) == 1 # a common beginning counts once
+
+def test_order_looks_at_each_row_once():
+    "The longest row is looked for once, not once for each batch"
+    class Lengths(list):
+        looks = 0
+        def index(self, x): Lengths.looks += 1; return super().index(x)
+    b = Batches([1], 2)
+    b.lengths, b.n = Lengths(range(1000)), 500
+    assert 999 in next(iter(b)) and Lengths.looks == 1
+
+def test_fingerprint_is_that_of_the_whole_set(rows, monkeypatch):
+    "Row by row, no text of all rows: and yet the same hash, so that older trainings are recognised"
+    want, longest, dumps = content_hash([asdict(r) for r in rows]), max(len(json.dumps(asdict(r))) for r in rows), json.dumps
+    sizes = []
+    monkeypatch.setattr('a3t.train.json.dumps', lambda *a, **kw: sizes.append(len(dumps(*a, **kw))) or dumps(*a, **kw))
+    assert rows_hash(rows) == want and len(sizes) == len(rows) and max(sizes) <= longest
+    assert rows_hash(rows[::-1]) != want and rows_hash([]) == content_hash([])
+
+def test_a_missing_log_is_an_error(tmp_path):
+    for wrong in (tmp_path/'none'/'train.jsonl', tmp_path):
+        with pytest.raises(A3TError, match=r'pass the train\.jsonl'): read_log(wrong)
+    assert read_log(tmp_path/'train.jsonl', missing_ok=True) == []
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_threads_change_nothing(folder, rows, tmp_path, dtype):

@@ -12,7 +12,7 @@ __all__ = ['KINDS', 'FURNITURE', 'BY_HAND', 'NEEDED', 'THINGS', 'SCENERY', 'LAMP
 
 # %% ../../nbs/13_envs.alfgen.ipynb #fed06f1e
 import importlib.util, inspect, math, random, re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations

@@ -12,7 +12,7 @@ __all__ = ['ADAPTERS', 'BLOCK', 'KNOWN', 'STATIC', 'LIMITS', 'NO_LIMIT', 'AHEAD'
            'own_choice', 'plain_lora', 'has_adapter', 'changes_weights', 'twin', 'unpack_4bit', 'LocalModel']
 
 # %% ../../nbs/21_models.local.ipynb #f8a5ad46
-import asyncio, contextlib, copy, importlib.util, inspect, logging, math, mmap, os, random, sys, tempfile, time, warnings
+import asyncio, contextlib, copy, importlib.util, inspect, logging, math, mmap, os, random, sys, time, warnings
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass, field
