@@ -6,7 +6,8 @@
 __all__ = ['REMEDIES', 'PLAIN', 'COLOURS', 'WORDS', 'TYPES', 'A3TError', 'refused', 'never_fail_output', 'close_output', 'Step',
            'Trajectory', 'trajectory_html', 'to_row', 'from_row', 'trajectory_id', 'content_hash', 'file_hash',
            'write_atomic', 'write_json', 'read_text', 'read_json', 'make_folder', 'project_root', 'data_folder',
-           'project_path', 'parse_value', 'did_you_mean', 'brief', 'read_settings', 'load_settings', 'seed_for']
+           'results_folder', 'project_path', 'parse_value', 'did_you_mean', 'brief', 'read_settings', 'load_settings',
+           'seed_for']
 
 # %% ../nbs/00_core.ipynb #94fc5afa
 import ast, codecs, configparser, difflib, errno, hashlib, html, json, os, shutil, sys, tempfile, warnings
@@ -273,12 +274,18 @@ def data_folder(
     "Where models, games and runs lie"
     return _usable(project_root()/os.path.expanduser(os.environ.get('A3T_DATA') or 'data'))
 
+def results_folder(
+)->Path: # `data/results` of the checkout that the package lies in, whatever `$A3T_DATA` says
+    "Where the committed evidence lies"
+    return Path(a3t.__path__[0]).absolute().parent/'data'/'results'
+
 def project_path(
     path, # as a setting, a parameter or an option names it
     start='', # where a relative one starts that is not in `data`; the project by default
 )->Path: # absolute
     "Where a path leads, by the one rule"
     path = _usable(os.path.expanduser(path))
+    if path.parts[:2] == ('data', 'results'): return results_folder().joinpath(*path.parts[2:])
     if path.parts[:1] == ('data',): return data_folder().joinpath(*path.parts[1:])
     there = project_root()/start/path
     return Path.cwd()/path if not os.path.exists(there) and os.path.exists(path) else there

@@ -10,6 +10,7 @@ def copy_to(folder, root=ROOT):
     "A copy of the project without its data; models are shared, so that none is converted twice"
     shutil.copytree(root, folder, ignore=LEAVE, symlinks=True)
     (folder/'data').mkdir()
+    shutil.copytree(root/'data'/'results', folder/'data'/'results')
     (root/'data'/'models').mkdir(parents=True, exist_ok=True)
     os.symlink(root/'data'/'models', folder/'data'/'models')
     if (root/'data'/'alfworld').exists(): os.symlink(root/'data'/'alfworld', folder/'data'/'alfworld')

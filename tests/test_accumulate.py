@@ -191,7 +191,7 @@ def test_wrong_folder(tmp_path):
 
 def test_old_stores_still_read():
     "The committed trajectories of earlier results"
-    found = stores(ROOT/'nbs'/'results')
+    found = stores(ROOT/'data'/'results')
     assert len(found) > 20 and all(len(read(p)) == len(entries(p)) > 0 for p in found)
 
 def test_shortest():

@@ -129,7 +129,7 @@ def test_finished_games_are_held_against_the_simulator_of_today(tmp_path, monkey
     monkeypatch.undo()
     assert parity_report(games, file, episodes=1, steps=5, progress=False)['mended'] | dict(seconds=0) == first['mended'] | dict(seconds=0)
 
-def report(name): return read_json(Path(__file__).parent.parent/'nbs'/'results'/f'parity-{name}.json')
+def report(name): return read_json(Path(__file__).parent.parent/'data'/'results'/f'parity-{name}.json')
 
 def test_reports_are_without_differences():
     for name, least in (('published', 3760), ('generated', 300)):
