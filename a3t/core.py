@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['REMEDIES', 'PLAIN', 'COLOURS', 'WORDS', 'TYPES', 'A3TError', 'refused', 'never_fail_output', 'close_output', 'Step',
-           'Trajectory', 'trajectory_html', 'to_row', 'from_row', 'trajectory_id', 'content_hash', 'file_hash',
-           'write_atomic', 'write_json', 'read_text', 'read_json', 'make_folder', 'project_root', 'data_folder',
-           'results_folder', 'project_path', 'parse_value', 'did_you_mean', 'brief', 'read_settings', 'load_settings',
-           'seed_for']
+           'Trajectory', 'trajectory_html', 'trajectory_text', 'to_row', 'from_row', 'trajectory_id', 'content_hash',
+           'file_hash', 'write_atomic', 'write_json', 'read_text', 'read_json', 'make_folder', 'project_root',
+           'data_folder', 'results_folder', 'project_path', 'parse_value', 'did_you_mean', 'brief', 'read_settings',
+           'load_settings', 'seed_for']
 
 # %% ../nbs/00_core.ipynb #94fc5afa
 import ast, codecs, configparser, difflib, errno, hashlib, html, json, os, shutil, sys, tempfile, warnings
@@ -129,6 +129,21 @@ def trajectory_html(
     return f'<div style="margin:8px 0;line-height:1.4">{head}{"".join(rows)}</div>'
 
 Trajectory._repr_html_ = trajectory_html
+
+# %% ../nbs/00_core.ipynb #trajtext1
+def trajectory_text(
+    traj:Trajectory, # what to show
+)->str: # several lines
+    "A trajectory to read where there is no colour; `print` shows it so"
+    head = f'{traj.goal} ({"won" if traj.won else "lost"}, {len(traj)} steps, {traj.task})'
+    rows = [head, traj.observation]
+    for s in traj.steps:
+        if s.reason: rows.append(f'  {s.reason}')
+        note = '' if s.actor == 'policy' else f' [{s.actor}]'
+        rows += [f'> {s.action}{note}' + ('' if s.valid else ' [not understood]'), s.observation]
+    return '\n'.join(rows)
+
+Trajectory.__str__ = trajectory_text
 
 # %% ../nbs/00_core.ipynb #2d2667bd
 def to_row(

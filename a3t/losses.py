@@ -25,9 +25,10 @@ def binarise(
 def policy_gradient(
     logp:torch.Tensor, # log p(τ) of each trajectory [M]
     rewards:torch.Tensor, # R(τ) of each trajectory [M]
+    m:float=None, # M, where these are only a part of the trajectories; by default their number
 )->torch.Tensor: # J, a number, to be maximised
-    "Equation 1 of the paper: mean of R(τ) · log p(τ)"
-    return (rewards*logp).mean()
+    "Equation 1 of the paper: mean of R(τ) · log p(τ); the trainer calls this function on each part of a batch"
+    return (rewards*logp).sum()/(len(logp) if m is None else m)
 
 # %% ../nbs/41_losses.ipynb #5ebebb17
 def term_weights(

@@ -25,7 +25,7 @@ with quiet():
     from transformers.trainer_callback import PrinterCallback
     from peft import LoraConfig, PeftModel, get_peft_model
 from .core import A3TError, file_hash, read_json, seed_for, write_atomic, write_json
-from .losses import check_loss, floored, normalised, term_weights
+from .losses import check_loss, floored, normalised, policy_gradient, term_weights
 from .data import Row
 from .logprobs import lay_out, lean, packs, shared, token_logprobs
 warnings.filterwarnings('ignore', message='`.*gradient_checkpointing.*` is deprecated') # PEFT asks the old way too
@@ -48,7 +48,7 @@ def rows_loss(
     parts = (terms*value.detach()[:,None]).sum(0)/divisor
     won = torch.tensor([r.won for r in rows], device=logp.device)[which]
     log = dict(imitation=parts[0], contrast=parts[2], won=logp[won].sum(), n_won=won.sum(), lost=logp[~won].sum(), n_lost=(~won).sum())
-    return -(weight*value).sum()/divisor, {k:v.item() for k,v in log.items()}
+    return -policy_gradient(value, weight, divisor), {k:v.item() for k,v in log.items()}
 
 # %% ../nbs/42_train.ipynb #fca80673
 class Batches:
