@@ -221,11 +221,16 @@ def _forked(coros, n, limit, done):
     return res
 
 # %% ../../nbs/20_models.base.ipynb #think002
-THOUGHT = r'(?:think(?:ing)?|thoughts?|reasoning)'
-THOUGHT_OPENS = (rf'<\|?(?!end_)(?:\w+[:_])?{THOUGHT}\s*\|?>|(?-i:\[THINK\])|◁think▷'               # most models; Magistral; Kimi
+THOUGHT = (r'(?:think(?:ing)?|thoughts?|thought_process|thinking_process|reason(?:ing)?|reflect(?:ion)?|analysis|scratch_?pad|ponder(?:ing)?'
+           r'|cot|(?:inner|internal)_(?:monologue|thoughts?))')
+THOUGHT_OPENS = (rf'<\|?(?!end_)(?:\w+[:_])?{THOUGHT}(?:\s[^<>/]*)?\|?>|(?-i:\[THINK\])|◁think▷'       # most models; Magistral; Kimi
+        r'|<\|inner_prefix\|>|\A\s*here(?: i|.)s my thought process:'                                 # Apertus; Granite
         r'|<\|channel\|?>\s*(?:analysis|commentary|thought)[^<\n]*(?:<\|message\|>)?|\A(?-i:analysis(?=[A-Z]))') # gpt-oss, also without its special tokens
-THOUGHT_CLOSES = (rf'</(?:\w+:)?{THOUGHT}\s*>|<\|?end_(?:of_)?{THOUGHT}\|?>|(?-i:\[/THINK\])|◁/think▷'
+THOUGHT_CLOSES = (rf'<\|?/(?:\w+[:_])?{THOUGHT}\s*\|?>|<\|?end_(?:of_)?{THOUGHT}\|?>|<(?:\w+[:_])?{THOUGHT}\s*/>|(?-i:\[/THINK\])|◁/think▷'
+         r'|<\|inner_suffix\|>|here(?: i|.)s my response:'
          r'|(?:<\|start\|>assistant)?<\|channel\|>\s*final[^<\n]*<\|message\|>|<channel\|>|(?-i:assistantfinal)')
+ANSWER = re.compile(r'\s*<(?:\|(?:start|begin_of)_(?P<a>\w+)\||(?P<b>answer|response|output|solution|action|final_answer))>'
+                    r'(.*?)(?:<\|end_(?:of_)?(?P=a)\|>|</(?P=b)>|\Z)', re.I|re.S) # what some models put around what follows their thought
 THOUGHT_FLAGS = re.I|re.S
 
 def without_thoughts(
@@ -235,7 +240,9 @@ def without_thoughts(
     rest = re.sub(f'(?:{THOUGHT_OPENS}).*?(?:{THOUGHT_CLOSES})', '', text, flags=THOUGHT_FLAGS)
     rest = re.split(THOUGHT_CLOSES, rest, flags=THOUGHT_FLAGS)[-1]
     rest = re.split(THOUGHT_OPENS, rest, maxsplit=1, flags=THOUGHT_FLAGS)[0]
-    return re.sub(r'\s*<\|(?:return|end)\|>\s*\Z', '', rest) if rest != text else text, rest != text
+    if rest == text: return text, False
+    if framed := ANSWER.match(rest): rest = framed[3]
+    return re.sub(r'\s*<\|(?:return|end)\|>\s*\Z', '', rest), True
 
 # %% ../../nbs/20_models.base.ipynb #think005
 def endless(
@@ -250,9 +257,20 @@ def closing(
     tag:str, # what opens a thought
 )->str: # what closes it
     "The tag that closes a thought"
+    if tag.endswith(':'): return 'Here is my response:'
+    if 'inner' in tag and 'prefix' in tag: return '<|inner_suffix|>'
     if 'channel' in tag: return '<channel|>' if tag.startswith('<|channel>') else '<|channel|>final<|message|>'
-    if '|' in tag: return re.sub('start|begin', lambda m: 'END' if m[0].isupper() else 'end', tag, flags=re.I)
-    return f'{tag[0]}/{tag[1:]}'
+    if re.search('start_|begin_', tag, re.I): return re.sub('start|begin', lambda m: 'END' if m[0].isupper() else 'end', tag, flags=re.I)
+    return re.sub(r'^(<\|?|\[|◁)(\S+?)(?:\s.*?)?(\|?>|\]|▷)$', r'\1/\2\3', tag, flags=re.S)
+
+def check_room(
+    out, # a `Completion`
+    max_tokens:int, # most tokens that were asked for
+):
+    "Raise `ContextFull` where not `max_tokens` but the end of the context cut an answer"
+    if out.finish == 'length' and 0 < len(out.token_ids) < max_tokens:
+        raise ContextFull(f'an answer was cut after {len(out.token_ids)} of {max_tokens} tokens, for the context was full: '
+                          'raise the setting context (a model has its own limit), or shorten the prompt')
 
 async def past_thoughts(
     lm, # a `LanguageModel`
@@ -266,10 +284,11 @@ async def past_thoughts(
     if (answer := without_thoughts(out.text)[0].strip()): return replace(out, text=answer)
     close, head = closing(opened[1]), (*as_segments(prompt), f'{opened[1]}\n')
     thought = await lm.complete(head, stop=(close,), max_tokens=lm.thinking, **kwargs)
+    check_room(thought, lm.thinking)
     if thought.finish == 'length': raise endless(lm.thinking)
     out = await lm.complete((*head, f'{thought.text}{close}\n\n'), stop=stop, max_tokens=max_tokens, **kwargs)
     if re.match(rf'\s*({THOUGHT_OPENS})', out.text, THOUGHT_FLAGS): raise endless(lm.thinking)
-    return out
+    return replace(out, text=framed[3]) if (framed := ANSWER.match(out.text)) else out
 
 # %% ../../nbs/20_models.base.ipynb #ae4ca542
 def cut_at_stop(
