@@ -629,3 +629,28 @@ def test_an_episode_too_long_for_a_server_is_lost():
     with ToyServer(lambda b: MOVE, ['', '', (413, {}), '', *['']*50]) as toy:
         made = rollout(ToyHouse, ToyHouse().tasks('train')[:1], ReAct(model(toy)))
     assert made[0].full and len(made[0]) == 2 and not made[0].won
+
+# -- a hosted model whose tokenizer is not here
+
+def test_the_hub_is_asked_only_where_it_answers(monkeypatch):
+    import a3t.models.api as api
+    asked = []
+    monkeypatch.setattr('transformers.AutoTokenizer.from_pretrained', lambda name, local_files_only: asked.append(local_files_only) or (_ for _ in ()).throw(OSError('not there')))
+    monkeypatch.setattr(api, 'hub_answers', lambda: False)
+    assert load_tokenizer('http://127.0.0.1:9/v1#no/such-model') is None and asked == [True]
+    monkeypatch.setattr(api, 'hub_answers', lambda: True)
+    assert load_tokenizer('http://127.0.0.1:9/v1#no/such-model') is None and asked == [True, True, False]
+
+@pytest.mark.slow
+def test_a_round_explores_with_a_hosted_model_alone(tmp_path, monkeypatch):
+    "Its tokenizer is not on this machine: tokens are not counted, and the stage ends well"
+    from a3t.core import read_json
+    from a3t.rounds import open_run, run_stage
+    monkeypatch.setenv('A3T_DATA', str(tmp_path))
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    with ToyServer(lambda b: MOVE) as toy:
+        hosted = dict(model=f'{toy.url}#no/such-model', opening='prompted', grounded_reasons=False, train_tasks=2, eval_tasks=2, rounds=1)
+        run, _ = open_run(tmp_path/'runs'/'a', 'smoke', hosted)
+        run_stage(run, 'explore')
+    facts = read_json(run/'round_00'/'explore.done.json')['facts']
+    assert facts['tokens'] is None and facts['trajectories'] == 2

@@ -8,7 +8,7 @@ __all__ = ['ENDINGS', 'MEANINGS', 'MENDS', 'LONG', 'TOO_LONG', 'KNOWN', 'CONTINU
            'proxy_for', 'certificates', 'check_way', 'plain_certificates', 'Session', 'Again', 'Refused', 'words_of',
            'retry_after', 'usage_of', 'generated_by', 'message_of', 'error_status', 'failure', 'choice_failure',
            'read_choice', 'is_long', 'answer_of', 'check_answer', 'without_echo', 'sum_after', 'server_arguments',
-           'fits', 'meant', 'load_tokenizer', 'language_model', 'model_arguments']
+           'fits', 'meant', 'hub_answers', 'load_tokenizer', 'language_model', 'model_arguments']
 
 # %% ../../nbs/22_models.api.ipynb #6d29936d
 import asyncio, copy, ipaddress, json, os, re, ssl, threading, time
@@ -712,15 +712,28 @@ def meant(
     return f' (did you mean {near[0]}?)' if near else ''
 
 # %% ../../nbs/22_models.api.ipynb #e022b717
+def hub_answers(
+)->bool: # does it?
+    "Can the hub be reached? transformers itself would try for most of a minute"
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+    if HF_HUB_OFFLINE: return False
+    try: httpx.head(ENDPOINT, timeout=5., proxy=proxy_for(ENDPOINT)[0], verify=certificates(ENDPOINT), trust_env=False)
+    except (httpx.HTTPError, A3TError): return False
+    return True
+
 def load_tokenizer(
     model:str, # a model's name, on a server or not
 ): # a transformers tokenizer, or `None` where there is none for this name
-    "The tokenizer of a model, without its weights"
+    "The tokenizer of a model, without its weights: from this machine, else from the hub"
     from transformers import AutoTokenizer
     from a3t.models.local import model_folder, quiet
-    with quiet():
-        try: return AutoTokenizer.from_pretrained(model_folder(weights_name(model)))
-        except (OSError, ValueError, ImportError, httpx.InvalidURL): return None
+    folder = model_folder(weights_name(model))
+    for here in (True, False):
+        if not here and (os.path.exists(folder) or not hub_answers()): return None
+        with quiet():
+            try: return AutoTokenizer.from_pretrained(folder, local_files_only=here)
+            except (OSError, ValueError, ImportError, httpx.InvalidURL): pass
+    return None
 
 def language_model(
     model:str, # what `load_model` takes, or URL#name
