@@ -82,6 +82,12 @@ def invalid_run(
     "How many actions in a row were invalid?"
     return len(list(itertools.takewhile(lambda s: not s.valid, reversed(traj.steps))))
 
+def _check_takes(name, function, arguments):
+    "`A3TError` where a function cannot be called with these arguments"
+    try: inspect.signature(function).bind(*arguments.split(', '))
+    except TypeError as e: raise A3TError(f'{name} must be a function of ({arguments}), but {function!r:.100} is not: {e}') from None
+    except ValueError: pass # of a function in C nothing is known
+
 async def ask_policy(
     policy, # function or coroutine function of (trajectory, info, seed) that returns (reason, action), two strings
     traj:Trajectory, # the episode so far
@@ -89,6 +95,7 @@ async def ask_policy(
     seed:int, # dice of this step
 )->tuple: # (reason, action); a `Cut` where a limit cut it
     "What a policy does next, whatever kind of function it is"
+    _check_takes('a policy', policy, 'trajectory, info, seed')
     said = policy(traj, info, seed)
     if inspect.isawaitable(said): said = await said
     if isinstance(said, (tuple, list)) and len(said) == 2 and all(isinstance(s, str) for s in said): return tuple(said)
@@ -101,6 +108,7 @@ async def ask_actre(
     seed:int, # dice of this reason
 )->str: # a `Cut` where a limit cut it
     "The reason for an action, whatever kind of function gives it"
+    _check_takes('ActRe', actre, 'trajectory, action, seed')
     said = actre(traj, action, seed)
     if inspect.isawaitable(said): said = await said
     if isinstance(said, str): return said
