@@ -50,7 +50,7 @@ def _some(names):
 def _not_a_store(folder):
     "The error for a folder without trajectories: what is there, and what to pass"
     what, inside = 'Pass the folder of a store, such as round_00/trajectories of a run.', stores(folder)
-    if folder.is_file(): return A3TError(f'{folder} is a file, not a trajectory store. Pass its folder, {folder.parent}.')
+    if folder.exists() and not folder.is_dir(): return A3TError(f'{folder} is a file, not a trajectory store. Pass its folder, {folder.parent}.')
     if inside: return A3TError(f'{folder} is not a trajectory store, but holds {_some([p.relative_to(folder) for p in inside])}. Pass one of these folders.')
     near = next(p for p in (folder, *folder.parents) if p.is_dir())
     try: found = _some(sorted(name for name in os.listdir(near) if name[0] != '.')) or 'nothing'
@@ -63,7 +63,8 @@ def trajectory_files(
     missing_ok:bool=False, # may it be missing or empty? Then there are no files
 )->list: # its Parquet files, oldest first
     "The files of a store; raises `A3TError` where one in the middle is gone, or the folder is not a store"
-    folder, files = Path(folder), _files(folder)
+    try: folder, files = Path(folder), _files(folder)
+    except (TypeError, ValueError): raise A3TError(f'{folder!r:.100} is no path: pass the folder of a store, such as round_00/trajectories of a run') from None
     if files: return files
     empty = not folder.exists() or folder.is_dir() and all(name.startswith('.') for name in os.listdir(folder))
     if missing_ok and empty: return []

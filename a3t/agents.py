@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import replace
 from functools import lru_cache
 from .core import A3TError, Step, Trajectory, seed_for
-from .models.base import ContextFull, gather, past_thoughts
+from .models.base import ContextFull, check_room, gather, past_thoughts
 from .prompts import ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, parse_step, segments
 
 # %% ../nbs/30_agents.ipynb #d1d0d264
@@ -22,8 +22,11 @@ class Cut(str):
 def _text(completion, text): return Cut(text) if completion.finish == 'length' else text
 
 async def _complete(lm, prompt, shared, **kwargs):
-    "An answer; where not even the part of the prompt fits that all episodes share, that is an error of the settings"
-    try: return await past_thoughts(lm, prompt, **kwargs)
+    "An answer that the context did not cut; a prompt of which not even the part fits that all episodes share is an error of the settings"
+    try:
+        out = await past_thoughts(lm, prompt, **kwargs)
+        check_room(out, kwargs['max_tokens'])
+        return out
     except ContextFull as full:
         try: await lm.complete(shared, max_tokens=1)
         except ContextFull as e: raise A3TError(f'the instruction and the exemplar alone fill the context, so no episode can begin: {e}') from None
@@ -79,6 +82,12 @@ def invalid_run(
     "How many actions in a row were invalid?"
     return len(list(itertools.takewhile(lambda s: not s.valid, reversed(traj.steps))))
 
+def _check_takes(name, function, arguments):
+    "`A3TError` where a function cannot be called with these arguments"
+    try: inspect.signature(function).bind(*arguments.split(', '))
+    except TypeError as e: raise A3TError(f'{name} must be a function of ({arguments}), but {function!r:.100} is not: {e}') from None
+    except ValueError: pass # of a function in C nothing is known
+
 async def ask_policy(
     policy, # function or coroutine function of (trajectory, info, seed) that returns (reason, action), two strings
     traj:Trajectory, # the episode so far
@@ -86,6 +95,7 @@ async def ask_policy(
     seed:int, # dice of this step
 )->tuple: # (reason, action); a `Cut` where a limit cut it
     "What a policy does next, whatever kind of function it is"
+    _check_takes('a policy', policy, 'trajectory, info, seed')
     said = policy(traj, info, seed)
     if inspect.isawaitable(said): said = await said
     if isinstance(said, (tuple, list)) and len(said) == 2 and all(isinstance(s, str) for s in said): return tuple(said)
@@ -98,6 +108,7 @@ async def ask_actre(
     seed:int, # dice of this reason
 )->str: # a `Cut` where a limit cut it
     "The reason for an action, whatever kind of function gives it"
+    _check_takes('ActRe', actre, 'trajectory, action, seed')
     said = actre(traj, action, seed)
     if inspect.isawaitable(said): said = await said
     if isinstance(said, str): return said
@@ -186,7 +197,6 @@ class ActRe:
         write = actre_brief_segments if self.wording else actre_segments
         prompt, shared = (write(*x, self.instruction, self.exemplar) for x in ((traj, action), (NOTHING, '')))
         out = await _complete(self.lm, prompt, shared, **args)
-        if sentences and out.finish == 'length': raise ContextFull('what is left of the context is too short for a sentence')
         return _text(out, out.text.strip().removesuffix(']'))
 
 # %% ../nbs/30_agents.ipynb #efc61550

@@ -25,7 +25,7 @@ from .core import (
     A3TError, REMEDIES, content_hash, data_folder, file_hash, load_settings, project_path, project_root, read_json,
     read_text, refused, seed_for, write_json)
 from .envs.base import Panel, check_needs, environment_module, load_environment, some
-from .settings import check_settings
+from .settings import ALLOWED, check_settings
 
 # %% ../nbs/60_rounds.ipynb #4949540f
 def run_folder(
@@ -86,6 +86,12 @@ def _run_settings(preset, overrides, root):
     if 'train' in S['eval_splits'] and S['eval_tasks'] != S['train_tasks']:
         raise A3TError(f"setting eval_tasks = {S['eval_tasks']}: a run that is evaluated on the split train uses its panel of training tasks; set eval_tasks={S['train_tasks']} as train_tasks")
     return S
+
+def _check_complete(run, settings):
+    "`A3TError` where a run was started before a setting existed"
+    if missing := sorted(ALLOWED.keys() - settings.keys()):
+        raise A3TError(f"the run {run.name} was started by an earlier version, without the settings {', '.join(missing)}: "
+                       'start a run under another --name, or add them to its run.json')
 
 def _same_settings(run, new, old):
     "An error that names every setting that differs"
@@ -443,7 +449,9 @@ def open_stage(
     run, settings = open_run(run, preset, overrides)
     if round >= settings['rounds']: raise A3TError(f"the run {run.name} has {settings['rounds']} rounds, counted from 0: there is no round {round}; for more, go on with it by `a3t run` and --set rounds={round + 1}")
     follow_executor()
-    if name != 'report': run_needed(run, name, round)
+    if name != 'report':
+        _check_complete(run, settings)
+        run_needed(run, name, round)
     folder = stage_folder(run, name, round)
     lock(folder/f'.{name}.lock', f'{stage_name(name, round)} of the run {run.name}', wait=120)
     begun, start = _begun(run, name, round, settings), folder/f'{name}.start.json'

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['TASK_TYPES', 'LEVELS', 'ENVIRONMENTS', 'SCHEDULES', 'RUN', 'TASKS', 'MODEL', 'EXPLORING', 'DATA', 'TRAINING',
-           'ALLOWED', 'OPTIONAL', 'TOGETHER', 'Allowed', 'allowed', 'whole', 'number', 'one_of', 'dictionary', 'some',
-           'devices', 'check_device', 'games_or_path', 'from_to', 'allowed_settings', 'setting_faults',
-           'check_settings']
+           'ALLOWED', 'TOGETHER', 'Allowed', 'allowed', 'whole', 'number', 'one_of', 'dictionary', 'some', 'devices',
+           'check_device', 'games_or_path', 'from_to', 'allowed_settings', 'setting_faults', 'check_settings']
 
 # %% ../nbs/02_settings.ipynb #setting3
 import importlib, importlib.util, os, re, shlex, shutil, sys
@@ -199,6 +198,14 @@ SCHEDULES = ('linear', 'cosine', 'cosine_with_restarts', 'polynomial', 'constant
 _yes_or_no = allowed('true or false', lambda v: type(v) is bool, ('true', 'false'))
 _any_text = allowed('text', lambda v: type(v) is str)
 _any_dictionary = allowed('a dictionary', lambda v: type(v) is dict and all(type(k) is str for k in v))
+def _server_fault(value):
+    "What `ServerModel` does not know"
+    if type(value) is not dict: return 'must be a dictionary'
+    from a3t.models.api import server_arguments
+    try: server_arguments(value)
+    except A3TError as e: return f'is wrong: {e}'
+    return ''
+
 _model = allowed('the name of a model, a folder or an address', lambda v: type(v) is str and v.strip())
 _wave = dictionary(num_cpus=number(), num_gpus=number(), memory=number(), resources=_any_dictionary)
 
@@ -208,7 +215,7 @@ TASKS = dict(
     games=_any_text, generator=_any_dictionary, instructions=_any_text, pages=_any_text, split_by=_any_text, rewards=_any_text,
     train_tasks=whole(), eval_splits=some('split'), eval_tasks=whole(), max_steps=whole(1), patience=whole())
 MODEL = dict(
-    model=_model, server=_any_dictionary, quantize=one_of('none', 'nf4'), device=Allowed('a device of this machine, or empty', _device_fault),
+    model=_model, server=Allowed("a dictionary such as {'timeout': 600.}", _server_fault), quantize=one_of('none', 'nf4'), device=Allowed('a device of this machine, or empty', _device_fault),
     slots=whole(1), context=whole(), ray=Allowed('auto, local, HOST:PORT or empty', _ray_fault), ray_task=_wave, policy_exemplar=_yes_or_no,
     grounded_reasons=_yes_or_no, reason_tokens=whole(1), step_tokens=whole(1), eval_temperature=number(), temperature=number())
 EXPLORING = dict(
@@ -232,7 +239,6 @@ def allowed_settings(
     "What each setting may be in an environment"
     return ALLOWED | ENVIRONMENTS.get(environment, {})
 
-OPTIONAL = ('server', 'context') # settings.ini need not have them
 TOGETHER = (('min_compositions', 'compositions'), ('stop_successes', 'compositions')) # the first must not be greater than the second
 
 def setting_faults(
@@ -240,7 +246,7 @@ def setting_faults(
 )->list: # of str, one for each fault
     "What is wrong with settings"
     entries = allowed_settings(settings.get('environment'))
-    faults = [f'setting {k} is missing in [DEFAULT]: copy its line from the settings.ini of the project' for k in ALLOWED.keys() - {*settings, *OPTIONAL}]
+    faults = [f'setting {k} is missing in [DEFAULT]: copy its line from the settings.ini of the project' for k in ALLOWED.keys() - settings.keys()]
     faults += [f'setting {k} = {brief(v)} {fault}' for k,v in settings.items() if k in entries and (fault := entries[k].fault(v))]
     if faults: return sorted(faults)
     together = [(a, b) for a,b in TOGETHER if a in settings and settings[a] > settings[b]]

@@ -510,6 +510,8 @@ def train_together(
     job = read_json(Path(folder)/'job.json')
     gpu = torch.cuda.is_available() and job['model']['device'] != 'cpu'
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else 'cpu'
+    if gpu and int(os.environ.get('LOCAL_RANK', 0)) >= (n := torch.cuda.device_count()):
+        raise A3TError(f'launch starts more processes than this machine has GPUs ({n}): start {n}, or set device = cpu')
     if gpu: torch.cuda.set_device(device)
     dtype = getattr(torch, job['model'].get('dtype', ''), best_dtype(device))
     model, tokenizer = load_model(**job['model'] | dict(device='cpu' if divide else device, dtype=dtype))
@@ -545,7 +547,8 @@ def launch(
         said = log.read()
     if not p.returncode: return read_json(output/'train.json')
     if m := re.search('a3t: (.*)', said): raise A3TError(m[1])
-    raise RuntimeError(f'{command} ended with status {p.returncode}:\n' + said[-2000:])
+    last = next((l.strip() for l in reversed(said.splitlines()) if re.search('[a-z]', l)), 'it said nothing')
+    raise A3TError(f"{command} ended with status {p.returncode} ({last[:200]}): read {output/'launch.log'}, where memory is short start fewer processes")
 
 # %% ../nbs/42_train.ipynb #43ce610c
 def divide_weights(

@@ -145,6 +145,12 @@ def test_what_a_policy_must_return(said):
     with pytest.raises(A3TError, match='a policy must return a reason and an action, two strings') as e: rollout(ToyHouse, [TASK], lambda *a: said)
     assert '\n' not in str(e.value) and repr(said)[:20] in str(e.value)
 
+@pytest.mark.parametrize('wrong', [lambda traj, info: ('', 'look'), lambda: ('', 'look'), 'look', None, lambda traj, info, seed, more: ('', 'look')])
+def test_what_a_policy_must_take(wrong):
+    for play in (lambda: rollout(ToyHouse, [TASK], wrong), lambda: compose_all(ToyHouse, [TASK], wrong, lambda *a: 'x', most=1, p=0), lambda: compose_all(ToyHouse, [TASK], deaf, wrong, most=1, p=1)):
+        with pytest.raises(A3TError, match=r'must be a function of \(trajectory, (info|action), seed\), but .* is not: ') as e: play()
+        assert '\n' not in str(e.value)
+
 def test_what_actre_must_return():
     with pytest.raises(A3TError, match='ActRe must return a reason, a string, but this one returned None'): compose_all(ToyHouse, [TASK], deaf, lambda *a: None, most=1, p=1)
 
@@ -196,11 +202,26 @@ def test_a_small_local_model_plays_on(folder):
 
 def test_a_cut_is_recorded():
     class Short(ScriptedModel):
-        async def complete(self, prompt, **kw): return replace(await super().complete(prompt, **kw), finish='length')
+        async def complete(self, prompt, **kw): return replace(await super().complete(prompt, **kw), finish='length', token_ids=[0]*kw['max_tokens'])
     cut, whole = Short(lambda p: 'I need the blue key, which may'), ScriptedModel(lambda p: 'Because.]')
     assert all(s.cut for s in rollout(ToyHouse, [TASK], ReAct(cut))[0].steps) and not any(s.cut for s in rollout(ToyHouse, [TASK], ReAct(whole))[0].steps)
     made = compose_all(ToyHouse, [TASK], ReAct(whole), ActRe(cut), most=4, p=.5)
     assert {(s.actor, s.cut) for t in made for s in t.steps} == {('policy', False), ('sampled', True)} and all(type(s.reason) is str for t in made for s in t.steps)
+
+def test_what_the_context_cuts_is_no_answer(folder):
+    "It is not the limit of tokens that cut: the episode is lost, and nothing is recorded as cut"
+    lm = LocalModel(*load_model(folder, device='cpu'), slots=4)
+    for policy in (ReAct(lm, max_tokens=1000), lambda traj, info, seed: ('', 'look')):
+        for lm.engine.context in (120, 131, 142): # no answer of random weights ends before it
+            made = compose_all(ToyHouse, [TASK], policy, ActRe(lm, instruction='Why?', max_tokens=1000), most=2, p=.5)
+            assert all(t.full for t in made) and not any(s.cut for t in made for s in t.steps)
+    class Endless(ScriptedModel):
+        async def complete(self, prompt, *, max_tokens, **kw):
+            out = await super().complete(prompt, max_tokens=max_tokens, **kw)
+            return replace(out, finish='length', token_ids=out.token_ids[:max_tokens])
+    thinker = Endless(lambda p: 'A mug, perhaps. ' if p.endswith('<think>\n') else '<think>')
+    made = rollout(ToyHouse, [TASK], ReAct(thinker, max_tokens=7)) # the thought fills the context, long before 2,048 tokens
+    assert made[0].full and not made[0].steps
 
 def test_a_bound_reason_ends_where_its_sentence_ends(folder):
     "Whatever the limit is; random weights choose at random"
@@ -212,7 +233,7 @@ def test_a_bound_reason_ends_where_its_sentence_ends(folder):
     free = gather([ActRe(lm, exemplar, temperature=1., max_tokens=2)(exemplar, 'take pen', seed) for seed in range(3)])
     assert all(isinstance(s, Cut) for s in free)
     lm.engine.context = len(encode_segments(lm.tokenizer, actre_brief_segments(exemplar, 'go to desk', ACTRE_INSTRUCTION, exemplar))) + 3
-    with pytest.raises(ContextFull, match='too short for a sentence'): gather([ActRe(lm, exemplar, grounded=house)(exemplar, 'go to desk')])
+    with pytest.raises(ContextFull, match='the context was full'): gather([ActRe(lm, exemplar, grounded=house)(exemplar, 'go to desk')])
 
 # -- exploration
 

@@ -359,7 +359,7 @@ def test_the_same_of_a_text_model(res, words):
             assert words in str(e.value)
 
 @pytest.mark.parametrize('error,status', [(dict(code='invalid_api_key', type='invalid_request_error', message='wrong key'), 401), (dict(code=401), 401), (dict(code='403'), 403),
-    (dict(type='insufficient_quota'), 402), (dict(code='model_not_found', type='invalid_request_error'), 404), (dict(code='context_length_exceeded'), 413),
+    (dict(type='insufficient_quota'), 402), (dict(code='model_not_found', type='invalid_request_error'), 404),
     (dict(type='invalid_request_error'), 400), (dict(status='UNAUTHENTICATED'), 401), (dict(type='BadRequestError', code=400), 400)])
 def test_a_final_failure_inside_an_answer_is_not_repeated(error, status):
     for res in (dict(error=error), said(None, 'error', error=error), dict(error, object='error')):
@@ -418,7 +418,11 @@ THOUGHT = 'I need a mug.\nIs it on the desk? act[no]\n'
 FORMS = [f'<think>{THOUGHT}</think>\n\nact[look]', f'<think>\n{THOUGHT}</think>act[look]\nYou see', f'{THOUGHT}</think>\nact[look]', f'<thinking>{THOUGHT}</thinking> act[look]', f'<THINK>{THOUGHT}</THINK>act[look]',
     f'[THINK]{THOUGHT}[/THINK]act[look]', f'<thought>{THOUGHT}</thought>act[look]', f'<seed:think>{THOUGHT}</seed:think>act[look]', f'◁think▷{THOUGHT}◁/think▷act[look]', '<think>\n\n</think>\n\nact[look]',
     f'<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>act[look]<|return|>', f'analysis{THOUGHT}assistantfinalact[look]', f'<|START_THINKING|>{THOUGHT}<|END_THINKING|>act[look]',
-    f'<think>a <think>{THOUGHT}</think> b</think>act[look]', f'<think>{THOUGHT}</think><think>{THOUGHT}</think>act[look]', f'<|begin_of_thought|>{THOUGHT}<|end_of_thought|>act[look]']
+    f'<think>a <think>{THOUGHT}</think> b</think>act[look]', f'<|think|>{THOUGHT}<|/think|>act[look]', f'<longcat_think>{THOUGHT}</longcat_think>act[look]',
+    f'<reflection>{THOUGHT}</reflection>act[look]', f'<scratchpad>{THOUGHT}</scratchpad>act[look]', f'<analysis>{THOUGHT}</analysis>act[look]', f'<|inner_prefix|>{THOUGHT}<|inner_suffix|>act[look]',
+    f'<think budget="9">{THOUGHT}</think>act[look]', f'Here is my thought process:\n{THOUGHT}Here is my response:\nact[look]', f'<think>{THOUGHT}</think>\n<answer>\nact[look]\n</answer>',
+    f'<thinking>{THOUGHT}</thinking><output>act[look]</output>', f'<|START_THINKING|>{THOUGHT}<|END_THINKING|><|START_RESPONSE|>act[look]<|END_RESPONSE|>',
+    f'<|begin_of_thought|>{THOUGHT}<|end_of_thought|>\n<|begin_of_solution|>act[look]<|end_of_solution|>', f'<think>{THOUGHT}</think><think>{THOUGHT}</think>act[look]', f'<|begin_of_thought|>{THOUGHT}<|end_of_thought|>act[look]']
 
 def generated(whole, body):
     "What a server makes of a text: it ends at a stop string or after max_tokens letters"
@@ -593,6 +597,29 @@ def test_a_prompt_too_long_for_a_server_fills_the_context(status, error):
     with pytest.raises(ContextFull, match=f'refuses .{status}: .*: the prompt is too long'): lm.read(response, '/chat/completions')
     with pytest.raises(Refused): lm.read(response, '/load_lora_adapter')
 
+TOO_LONG = "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens."
+
+@pytest.mark.parametrize('status,res', [(200, dict(error=TOO_LONG)), (200, dict(error=dict(message=TOO_LONG))), (200, dict(error=dict(code=500, message=TOO_LONG))),
+    (200, dict(error=dict(code='context_length_exceeded'))), (200, said(None, 'error', error=dict(code=400, message=TOO_LONG))), (200, dict(object='error', message=TOO_LONG)),
+    (200, said('', 'model_context_window_exceeded')), (200, said('act[lo', 'context_length_exceeded')), (500, dict(error=dict(code=500, message='Context size has been exceeded.'))),
+    (200, dict(choices=[dict(text='', finish_reason='error', error=TOO_LONG)]))])
+def test_a_full_context_is_told_in_many_ways(status, res):
+    "Within HTTP 200, as a server's own failure, or as the end of an answer: it is never asked again"
+    class Toy(ToyServer):
+        def handle(self, handler, body):
+            self.requests.append(body)
+            self.send(handler, status, res)
+    with Toy(None) as toy:
+        with pytest.raises(ContextFull, match='the prompt is too long'): complete(chat(toy, pause=100.))
+        assert len(toy.requests) == 1
+
+def test_what_a_model_writes_about_a_context_is_no_full_context():
+    for res in (said(TOO_LONG, 'content_filter'), said(TOO_LONG, 'error', error=BUSY)):
+        with Bytes(lambda b: res) as toy:
+            with pytest.raises(A3TError, match='3 times') as e: complete(chat(toy))
+            assert not isinstance(e.value, ContextFull)
+    with Bytes(lambda b: said(TOO_LONG)) as toy: assert complete(chat(toy))[0].text == TOO_LONG
+
 @pytest.mark.parametrize('status,error', [(400, 'stop: at most 4 strings'), (400, 'max_tokens must be at least 1'), (422, 'temperature: Input should be less than or equal to 2'), (404, 'context length: no such page')])
 def test_other_refusals_do_not(status, error):
     with pytest.raises(Refused): ServerModel('http://127.0.0.1:9/v1#toy').read(httpx.Response(status, json=dict(error=error)), '/completions')
@@ -602,3 +629,28 @@ def test_an_episode_too_long_for_a_server_is_lost():
     with ToyServer(lambda b: MOVE, ['', '', (413, {}), '', *['']*50]) as toy:
         made = rollout(ToyHouse, ToyHouse().tasks('train')[:1], ReAct(model(toy)))
     assert made[0].full and len(made[0]) == 2 and not made[0].won
+
+# -- a hosted model whose tokenizer is not here
+
+def test_the_hub_is_asked_only_where_it_answers(monkeypatch):
+    import a3t.models.api as api
+    asked = []
+    monkeypatch.setattr('transformers.AutoTokenizer.from_pretrained', lambda name, local_files_only: asked.append(local_files_only) or (_ for _ in ()).throw(OSError('not there')))
+    monkeypatch.setattr(api, 'hub_answers', lambda: False)
+    assert load_tokenizer('http://127.0.0.1:9/v1#no/such-model') is None and asked == [True]
+    monkeypatch.setattr(api, 'hub_answers', lambda: True)
+    assert load_tokenizer('http://127.0.0.1:9/v1#no/such-model') is None and asked == [True, True, False]
+
+@pytest.mark.slow
+def test_a_round_explores_with_a_hosted_model_alone(tmp_path, monkeypatch):
+    "Its tokenizer is not on this machine: tokens are not counted, and the stage ends well"
+    from a3t.core import read_json
+    from a3t.rounds import open_run, run_stage
+    monkeypatch.setenv('A3T_DATA', str(tmp_path))
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    with ToyServer(lambda b: MOVE) as toy:
+        hosted = dict(model=f'{toy.url}#no/such-model', opening='prompted', grounded_reasons=False, train_tasks=2, eval_tasks=2, rounds=1)
+        run, _ = open_run(tmp_path/'runs'/'a', 'smoke', hosted)
+        run_stage(run, 'explore')
+    facts = read_json(run/'round_00'/'explore.done.json')['facts']
+    assert facts['tokens'] is None and facts['trajectories'] == 2

@@ -186,6 +186,15 @@ def test_a_model_whose_tokens_see_what_follows_is_refused(name, tmp_path):
     assert 'other probabilities when more text follows' in refused(LocalModel, model, TOKENIZER)
     assert 'other probabilities when more text follows' in refused(train, model, TOKENIZER, ROWS, tmp_path)
 
+@pytest.mark.parametrize('changes', [dict(is_causal=False), dict(use_bidirectional_attention=True)])
+def test_a_known_architecture_that_looks_ahead_is_not_computed_as_if_it_did_not(changes):
+    for name in ('llama', 'qwen2', 'gemma', 'mistral'):
+        model = build(name)
+        for k,v in changes.items(): setattr(model.config, k, v)
+        assert unknown(model) == 'attention to what follows'
+        why = refused(check_answers, model)
+        assert not why or 'other probabilities when more text follows' in why
+
 LONGROPE = dict(rope_type='longrope', rope_theta=1e4, short_factor=[1.]*4, long_factor=[4., 6., 8., 10.], factor=8.,
                 original_max_position_embeddings=32)
 
@@ -195,6 +204,8 @@ LONGROPE = dict(rope_type='longrope', rope_theta=1e4, short_factor=[1.]*4, long_
     ('llama', dict(rope_parameters=dict(rope_type='dynamic', factor=2., rope_theta=1e4)), False),
     ('llama', {}, True), ('mistral', dict(sliding_window=8), True), ('phi3', {}, True), ('cohere', {}, True), ('granite', dict(logits_scaling=3.), True),
     ('qwen2', dict(layer_types=['sliding_attention', 'full_attention'], use_sliding_window=True, sliding_window=8, num_hidden_layers=2), True),
+    ('qwen2_moe', dict(layer_types=['full_attention', 'sliding_attention'], use_sliding_window=True, sliding_window=8, num_hidden_layers=2), True),
+    ('smollm3', dict(layer_types=['sliding_attention', 'full_attention'], use_sliding_window=False, sliding_window=8, num_hidden_layers=2, no_rope_layers=[1, 0]), True),
     ('llama', dict(rope_parameters=dict(rope_type='yarn', factor=4., rope_theta=1e4, original_max_position_embeddings=32)), True),
 ], ids=str)
 def test_who_computes_it(name, changes, own):

@@ -2,18 +2,19 @@
 import os, shlex, shutil, signal, subprocess, sys, threading, time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 import pytest, torch
 from conftest import LOST, OTHER, WON
 from fastcore.basics import chunked
 from safetensors.torch import load_file
 from a3t.accumulate import append, read
 from a3t.agents import Sampler, rollout
-from a3t.core import A3TError, trajectory_id
+from a3t.core import A3TError, trajectory_id, write_json
 from a3t.data import make_rows
 from a3t.envs.base import ToyHouse
 from a3t.models.local import load_model
 from a3t.scale import cluster, waves
-from a3t.train import checkpoints, launch, read_log, share, train
+from a3t.train import checkpoints, launch, read_log, share, train, train_together
 
 ROOT = Path(__file__).resolve().parent.parent
 TWO = 'torchrun --standalone --nproc-per-node 2'
@@ -96,11 +97,21 @@ def test_divided_weights_equal_whole_ones(folder, tmp_path, monkeypatch, quantiz
     launch(TWO, dict(name=folder, quantize=quantize, device='cpu', dtype='float32'), rows_of(tok), tmp_path/'two', **kw)
     assert_same_training(tmp_path/'one', tmp_path/'two')
 
+def test_more_processes_than_gpus(folder, tmp_path, monkeypatch):
+    write_json(tmp_path/'job.json', dict(model=dict(name=folder, quantize='none', device='')))
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    monkeypatch.setenv('LOCAL_RANK', '2')
+    monkeypatch.setattr('ctypes.CDLL', lambda *a: SimpleNamespace(prctl=lambda *a: 0)) # this process outlives its parent
+    with pytest.raises(A3TError, match=r'more processes than this machine has GPUs \(2\): start 2'): train_together(tmp_path)
+
 def test_errors_of_launched_processes(folder, tmp_path):
     _, tok = load_model(folder, device='cpu')
     job = dict(name=folder, quantize='none', device='cpu', dtype='float32')
     with pytest.raises(A3TError, match='lower learning_rate'):
         launch(sys.executable, job, rows_of(tok), tmp_path/'a', **FAST | dict(learning_rate=1e30, max_grad_norm=1e30, warmup=0.))
+    with pytest.raises(A3TError, match=r'ended with status 3 .*read .*launch.log') as e: launch('sh -c "echo a worker died >&2; exit 3"', job, rows_of(tok), tmp_path/'c', **FAST)
+    assert 'a worker died' in str(e.value) and '\n' not in str(e.value)
     with pytest.raises(A3TError, match='cannot be run'): launch('no-such-launcher -n 2', job, rows_of(tok), tmp_path/'b', **FAST)
 
 @pytest.mark.parametrize('world', [1, 2, 3, 7])

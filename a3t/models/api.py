@@ -8,7 +8,7 @@ __all__ = ['ENDINGS', 'MEANINGS', 'MENDS', 'LONG', 'TOO_LONG', 'KNOWN', 'CONTINU
            'proxy_for', 'certificates', 'check_way', 'plain_certificates', 'Session', 'Again', 'Refused', 'words_of',
            'retry_after', 'usage_of', 'generated_by', 'message_of', 'error_status', 'failure', 'choice_failure',
            'read_choice', 'is_long', 'answer_of', 'check_answer', 'without_echo', 'sum_after', 'server_arguments',
-           'fits', 'meant', 'load_tokenizer', 'language_model', 'model_arguments']
+           'fits', 'meant', 'hub_answers', 'load_tokenizer', 'language_model', 'model_arguments']
 
 # %% ../../nbs/22_models.api.ipynb #6d29936d
 import asyncio, copy, ipaddress, json, os, re, ssl, threading, time
@@ -340,7 +340,7 @@ def message_of(
 
 # %% ../../nbs/22_models.api.ipynb #fails002
 ENDINGS = {'', 'stop', 'length', 'eos', 'eos_token', 'end_turn', 'stop_sequence', 'max_tokens', 'model_length',
-           'complete', 'tool_calls', 'function_call'} # of real answers
+           'complete', 'completed', 'end', 'done', 'finished', 'tool_calls', 'function_call'} # of real answers
 MEANINGS = {402:'insufficient_?(quota|balance|funds|credit)|billing|payment|arrearage',
             429:'rate_?limit|too_?many|exhausted|throttl|overload',
             413:'context_?length|too_?(long|large)',
@@ -381,7 +381,7 @@ def choice_failure(
 ): # as `failure`
     "What is wrong with one choice"
     message, end = message_of(choice), str(choice.get('finish_reason') or '')
-    if choice.get('error'): return 'it answers with an error', choice
+    if choice.get('error'): return 'it answers with an error', dict(error=choice['error'])
     if message.get('refusal'): return 'the model refuses', str(message['refusal'])
     if end.lower() in ENDINGS: return None
     return f'its answer ends with finish_reason {end!r}', str(choice.get('text') or message.get('content') or '')
@@ -391,7 +391,7 @@ MENDS = {401:'set its key in the environment, as {key}', 403:'set a key that may
          404:'ask for a model that it has{models}, and write its URL up to /v1', 413:'the prompt is too long'}
 
 LONG = re.compile(r'context.{0,3}(length|size|window)|(prompt|input).{0,80}(too (long|large)|longer than|exceeds)|less than \d+ tokens|reduce the length|max_new_tokens. must be', re.I)
-TOO_LONG = {400:LONG, 422:LONG, 413:re.compile('')} # status → what such an answer says: vLLM, llama.cpp, SGLang, TGI and others have their own words
+TOO_LONG = {400:LONG, 422:LONG, 500:LONG, 413:re.compile('')} # status → what such an answer says: vLLM, llama.cpp, SGLang, TGI and others have their own words
 
 @patch
 def read(self:ServerModel, response, path):
@@ -404,9 +404,10 @@ def read(self:ServerModel, response, path):
     why, said = bad
     if status == 200 or error_status(said) == 402: status = error_status(said)
     text = self.said(said)
+    words = response.text if response.status_code != 200 else f'{why} {"" if isinstance(said, str) else json.dumps(said)}' # not what the model wrote
+    if 'completions' in path and status in TOO_LONG and TOO_LONG[status].search(words):
+        raise ContextFull(f'the server {self.url} refuses ({status}: {text or why}): the prompt is too long: start it with a longer context, or shorten the prompt')
     if status in (408, 409, 425, 429) or status >= 500 and status != 501: raise Again(f'{why}: {text}' if text else why, retry_after(response.headers))
-    if 'completions' in path and status in TOO_LONG and TOO_LONG[status].search(response.text):
-        raise ContextFull(f'the server {self.url} refuses ({status}: {text}): the prompt is too long: start it with a longer context, or shorten the prompt')
     models = ', '.join(self.facts.get('models', [])[:5])
     mend = MENDS.get(status, 'mend the request: the settings model and server say what is sent')
     raise Refused(f"the server {self.url} refuses ({status}: {text}): {mend.format(key=key_name(self.url), models=f' ({models})' if models else '')}", status, text)
@@ -711,15 +712,28 @@ def meant(
     return f' (did you mean {near[0]}?)' if near else ''
 
 # %% ../../nbs/22_models.api.ipynb #e022b717
+def hub_answers(
+)->bool: # does it?
+    "Can the hub be reached? transformers itself would try for most of a minute"
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+    if HF_HUB_OFFLINE: return False
+    try: httpx.head(ENDPOINT, timeout=5., proxy=proxy_for(ENDPOINT)[0], verify=certificates(ENDPOINT), trust_env=False)
+    except (httpx.HTTPError, A3TError): return False
+    return True
+
 def load_tokenizer(
     model:str, # a model's name, on a server or not
 ): # a transformers tokenizer, or `None` where there is none for this name
-    "The tokenizer of a model, without its weights"
+    "The tokenizer of a model, without its weights: from this machine, else from the hub"
     from transformers import AutoTokenizer
     from a3t.models.local import model_folder, quiet
-    with quiet():
-        try: return AutoTokenizer.from_pretrained(model_folder(weights_name(model)))
-        except (OSError, ValueError, ImportError, httpx.InvalidURL): return None
+    folder = model_folder(weights_name(model))
+    for here in (True, False):
+        if not here and (os.path.exists(folder) or not hub_answers()): return None
+        with quiet():
+            try: return AutoTokenizer.from_pretrained(folder, local_files_only=here)
+            except (OSError, ValueError, ImportError, httpx.InvalidURL): pass
+    return None
 
 def language_model(
     model:str, # what `load_model` takes, or URL#name

@@ -6,10 +6,11 @@
 __all__ = ['ADAPTERS', 'BLOCK', 'KNOWN', 'STATIC', 'LIMITS', 'NO_LIMIT', 'AHEAD', 'PROBE', 'PROBED', 'INEXACT', 'PLAIN', 'quiet',
            'find_gguf', 'convert_gguf', 'native_bf16', 'best_dtype', 'model_folder', 'fits', 'adapter_config',
            'put_adapter', 'load_model', 'tiny_model', 'lazy_zeros', 'SlotCache', 'Part', 'Packed', 'part_mask',
-           'single_mask', 'attend', 'as_bias', 'attend_pieces', 'attend_singles', 'slot_attention', 'attention',
-           'forward', 'sorted_weights', 'lent', 'unknown', 'text_config', 'longest_text', 'one_line', 'plain_logprobs',
-           'check_causal', 'check_gap', 'log_norm', 'pick_tokens', 'Request', 'Tree', 'Slots', 'Engine', 'guess',
-           'own_choice', 'plain_lora', 'has_adapter', 'changes_weights', 'twin', 'unpack_4bit', 'LocalModel']
+           'single_mask', 'attend', 'as_bias', 'attend_pieces', 'attend_singles', 'slot_window', 'slot_attention',
+           'attention', 'forward', 'sorted_weights', 'lent', 'unknown', 'text_config', 'longest_text', 'one_line',
+           'plain_logprobs', 'check_causal', 'check_gap', 'log_norm', 'pick_tokens', 'Request', 'Tree', 'Slots',
+           'Engine', 'guess', 'own_choice', 'plain_lora', 'has_adapter', 'changes_weights', 'twin', 'unpack_4bit',
+           'LocalModel']
 
 # %% ../../nbs/21_models.local.ipynb #f8a5ad46
 import asyncio, contextlib, copy, importlib.util, inspect, logging, math, mmap, os, random, sys, time, warnings
@@ -351,18 +352,22 @@ def attend_singles(
     return out.reshape(q.shape)[rows]
 
 # %% ../../nbs/21_models.local.ipynb #6051a592
+def slot_window(*args, local_size=None, **kwargs):
+    "Where transformers would make a mask for some layers, their sliding window alone: it reaches `slot_attention` in the mask's place"
+    return local_size
+
 def slot_attention(
-    module, query, key, value, attention_mask, scaling=None, sliding_window=None, batch=None, cache=None, **kwargs
+    module, query, key, value, window, scaling=None, batch=None, cache=None, **kwargs
 )->tuple: # attention output (1, tokens, heads, head size), and None
     "Attention over slots, in the form that transformers calls; `batch` and `cache` reach it through the model's forward"
     if kwargs.get('softcap'): raise A3TError('this model caps its attention scores, which the local engine does not know: serve it with another engine')
     keys, values = (batch.write(store[module.layer_idx], new) for store,new in ((cache.keys, key), (cache.values, value)))
     scale, heads = scaling or query.shape[-1]**-.5, key.shape[1]
     out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
-    if batch.n_one: out[0, :batch.n_one] = attend_singles(batch, query, keys, values, scale, sliding_window)
+    if batch.n_one: out[0, :batch.n_one] = attend_singles(batch, query, keys, values, scale, window)
     for (a, b), p in zip(batch.spans[batch.n_one:], batch.parts[batch.n_one:]):
-        end, at, q = p.start + b - a, (sliding_window, a), query[:, :, a:b].unflatten(1, (heads, -1)) # (1, key-value heads, query heads of each, tokens, head size)
-        if at not in batch.masks: batch.masks[at] = as_bias(part_mask(p, sliding_window, query.device), query.dtype).repeat(q.shape[2], 1)[None,None]
+        end, at, q = p.start + b - a, (window, a), query[:, :, a:b].unflatten(1, (heads, -1)) # (1, key-value heads, query heads of each, tokens, head size)
+        if at not in batch.masks: batch.masks[at] = as_bias(part_mask(p, window, query.device), query.dtype).repeat(q.shape[2], 1)[None,None]
         k, v = (t[p.slot:p.slot + 1, :, :end] for t in (keys, values))
         out[:, a:b] = attend(q.flatten(2, 3), k, v, batch.masks[at], scale).view_as(q).flatten(1, 2).transpose(1, 2)
     return out, None
@@ -387,8 +392,9 @@ def forward(
     shared:int=0, # tokens at the beginning that are the same in all slots of single tokens
 )->dict: # slot → logits of the wanted tokens (wanted, vocabulary)
     "One forward pass over a packed batch"
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, AttentionMaskInterface
     AttentionInterface.register('a3t_slots', slot_attention)
+    AttentionMaskInterface.register('a3t_slots', slot_window)
     batch = Packed(parts, model.device, shared)
     cache.reserve(max(p.start + len(p.tokens) for p in parts))
     with attention(model, 'a3t_slots'):
@@ -433,6 +439,7 @@ def unknown(
     "Must this model fall back to transformers' own `generate`?"
     config, kind = model.config, type(model)
     if kind.__name__ not in KNOWN or not kind.__module__.startswith('transformers.models.'): return f'the architecture {kind.__name__}'
+    if not getattr(config, 'is_causal', True) or getattr(config, 'use_bidirectional_attention', None): return 'attention to what follows'
     if getattr(config, 'is_heterogeneous', False): return 'layers of different shapes'
     if odd := set(getattr(config, 'layer_types', None) or ()) - {'full_attention', 'sliding_attention'}: return f'layers of type {min(odd)}'
     types = [getattr(m, 'rope_type', 'default') for m in model.modules()]
