@@ -40,7 +40,7 @@ WRONG = { # key → (preset, wrong values)
     'eval_splits':('cpu', ('[]', '', 'unseen', '[1]', "['unsean']", "['unseen', 'unseen']", "['']", "('unseen',)", "{'unseen'}")),
     'max_steps':('smoke', POSITIVE), 'model':('smoke', ('', ' ')), 'quantize':('smoke', ('int8', 'NF4', '', '4', 'None')),
     'device':('smoke', ('gpu', 'CUDA', 'tpu', 'cuda:99', 'cpu:1', 'cpu:0', '0', 'true', 'cuda:x', ':')), 'slots':('smoke', POSITIVE),
-    'context':('smoke', WHOLE), 'server':('smoke', ('', 'many', '3', '[]')),
+    'context':('smoke', WHOLE), 'server':('smoke', ('', 'many', '3', '[]', "{'timeuot': 3}", "{'timeout': 'x'}", "{'thinking': -1}", "{'body': 3}")),
     'ray':('smoke', ('atuo', 'host', 'host:', ':6379', 'host:99999', 'host:x')),
     'ray_task':('smoke', DICT + ("{'num_cpu': 1}", "{'num_cpus': -1}", "{'num_gpus': '1'}")),
     'policy_exemplar':('smoke', BOOL), 'grounded_reasons':('smoke', BOOL), 'from_base':('smoke', BOOL), 'gradient_checkpointing':('smoke', BOOL),

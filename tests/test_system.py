@@ -199,6 +199,13 @@ def test_what_the_real_stages_import():
     assert 'report.py' in used['report'] and not any('report.py' in used[s] for s in ('explore', 'train', 'evaluate'))
     assert code_hashes(['a3t.envs.webshop']).keys() > {'envs/webshop.py', 'envs/shopdata.py', 'envs/shopsearch.py'}
 
+def test_a_data_file_of_the_package_is_code(package, fake):
+    file, name = fake.path/'a3t'/'envs'/'alfworld_games.tsv.xz', 'envs/alfworld_games.tsv.xz'
+    before = code_hashes(['a3t.envs.alfworld'])
+    file.write_bytes(file.read_bytes() + b'x')
+    after = code_hashes(['a3t.envs.alfworld'])
+    assert before[name] != after[name] and {**before, name:''} == {**after, name:''} and name not in code_hashes(['a3t.envs.base'])
+
 def test_a_manifest_without_code_is_not_trusted(package):
     file = run_folder('a')/'round_00'/'explore.done.json'
     write_json(file, {k:v for k,v in read_json(file).items() if k != 'code'})
@@ -292,6 +299,18 @@ def test_old_results_on_another_disk(fake, monkeypatch):
 def test_refusals_inside_a_stage(name, text, says):
     assert says in str(refusal(name, text, 'it')) and '\n' not in str(refusal(name, text, 'it'))
     assert refusal('ValueError', 'a wrong value') is None and refusal('KeyError', "'[Errno 28]'") is None
+
+def test_a_killed_command_leaves_no_temporary_folder(fake):
+    tmp, there = fake.path/'tmp', fake.run('a')/'baselines'/'baselines.work'/'there'
+    tmp.mkdir()
+    fake.env['TMPDIR'] = str(tmp)
+    fakes(fake.path/'fakes', baselines="(stage.work/'there').touch()\nimport time; time.sleep(60)")
+    p, end = fake.start('run', 'smoke', '--name', 'a'), time.monotonic() + 60
+    while not there.exists() and time.monotonic() < end: time.sleep(.1)
+    assert len(list(tmp.iterdir())) == 1
+    p.kill(); p.communicate()
+    while list(tmp.iterdir()) and time.monotonic() < end: time.sleep(.1)
+    assert not list(tmp.iterdir())
 
 def test_no_port_for_the_kernel_and_no_temporary_folder(tmp_path, monkeypatch):
     e = _failed(OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL)), 'explore', tmp_path/'explore.ipynb')
