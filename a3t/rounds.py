@@ -526,7 +526,8 @@ class StageError(Exception):
     "A stage failed for a reason that isn't the user's: the message names the notebook with the traceback"
 
 SAID = {os.strerror(c):c for c in (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)}
-SAID |= {"can't start new thread":errno.EAGAIN, 'PytorchStreamWriter failed':errno.EIO, 'DefaultCPUAllocator':errno.ENOMEM}
+SAID |= {"can't start new thread":errno.EAGAIN, 'PytorchStreamWriter failed':errno.EIO, 'DefaultCPUAllocator':errno.ENOMEM,
+         'failed to map segment from shared object':errno.ENOMEM} # of a library that is loaded
 NUMBER = re.compile(r"\[Errno (\d+)\] ([^:]*)(?:: '(.*)')?")
 
 def refusal(
@@ -547,7 +548,8 @@ def _failed(e, name, to):
     where = f'everything is in {to}'
     if type(e).__name__ == 'PapermillExecutionError':
         if e.ename == 'A3TError': return A3TError(e.evalue)
-        if known := refusal(e.ename, e.evalue, f'what {name} needs'): return known
+        said = '\n'.join([e.evalue, *e.traceback]) if e.ename == 'ImportError' else e.evalue # pandas hides why numpy cannot be loaded
+        if known := refusal(e.ename, said, f'what {name} needs'): return known
         tail = re.sub(r'\x1b\[[\d;]*m', '', '\n'.join(e.traceback)).strip().split('\n')[-6:]
         return StageError('\n'.join([*tail, f'{name} failed; {where}']))
     if isinstance(e, A3TError): return e
@@ -555,7 +557,8 @@ def _failed(e, name, to):
     log = to.with_suffix('.log')
     tail = log.read_text(encoding='utf-8', errors='replace').strip().split('\n')[-5:] if log.exists() else []
     last = re.match(r'(?:\w+\.)*(\w+): (.*)', tail[-1] if tail else '')
-    if known := refusal(*(last.groups() if last else ('', str(e))), f'what {name} needs'): return known
+    for said in (last.groups() if last else ('', str(e)), ('', '\n'.join(tail))): # a library may end the process with its own words
+        if known := refusal(*said, f'what {name} needs'): return known
     return StageError('\n'.join([*tail, f'{type(e).__name__}: {e}'.split('\n')[0], f'{name} failed: its process died (out of memory?); {where}']))
 
 # %% ../nbs/60_rounds.ipynb #618cb081
