@@ -131,7 +131,7 @@ async def episode(
         try: reason, action = await ask_policy(policy, traj, info, seed_for(seed, len(traj)))
         except ContextFull: return replace(traj, full=True)
         obs, reward, terminated, truncated, info = env.step(str(action))
-        step = Step(str(reason), str(action), obs, actor, info['valid'], any(isinstance(s, Cut) for s in (reason, action)))
+        step = Step(str(reason), str(action), obs, actor, bool(info['valid']), any(isinstance(s, Cut) for s in (reason, action)))
         traj = replace(traj, steps=(*traj.steps, step), reward=float(reward), won=bool(info['won']))
         end = terminated or truncated or (patience and invalid_run(traj) >= patience)
     return traj

@@ -8,7 +8,7 @@ __all__ = ['COMMANDS', 'NO_PATH', 'overrides', 'run', 'report', 'train', 'preset
            'usage', 'main']
 
 # %% ../nbs/62_cli.ipynb #a6bfa165
-import argparse, logging, os, re, shutil, signal, sys, threading
+import argparse, errno, logging, os, re, shutil, signal, sys, threading
 from inspect import Parameter, getdoc, signature
 from pathlib import Path
 from fastcore.docments import docments
@@ -23,7 +23,7 @@ def overrides(
 )->dict: # key → its value as it was written: the setting's type decides how it is read
     "What `--set` says"
     bad = [p for p in pairs if not re.fullmatch(r'\w+=.*', p, re.S)]
-    if bad: raise A3TError(f'--set {bad[0]!r}: write it as key=value')
+    if bad: raise A3TError(f'--set {bad[0]!r}: write it as key=value, and what is no setting before --set')
     return {k:v for k,_,v in (p.partition('=') for p in pairs)}
 
 # %% ../nbs/62_cli.ipynb #400b8b11
@@ -289,7 +289,7 @@ def _answer(words):
     elif name == '--version': print(f'a3t {__version__}')
     elif not name: print(usage(), file=sys.stderr)
     elif name not in COMMANDS:
-        print(f"a3t: there is no command {name!r}{did_you_mean(name, COMMANDS)}: choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"a3t: there is no command {name!r}{did_you_mean(name, [*COMMANDS, '--help', '--version'])}: choose from {', '.join(COMMANDS)}", file=sys.stderr)
     else:
         f = COMMANDS[name]
         given = command_parser(f).parse_all(rest)
@@ -300,6 +300,7 @@ NO_PATH = re.compile('Symlink loop|Could not determine home') # pathlib's Runtim
 
 def _cause(e):
     "What to say about an exception that is not a fault of the program; '' for one that is"
+    if isinstance(e, MemoryError) or 'failed to map segment' in str(e): return str(refused(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))) # nothing more can be imported
     if isinstance(e, OSError): return str(refused(e, doing='use'))
     if isinstance(e, RuntimeError) and NO_PATH.search(str(e)): return f'the system refuses: {e}; look at A3T_DATA, HOME and TMPDIR'
     from a3t.rounds import StageError, refusal

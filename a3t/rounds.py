@@ -182,12 +182,14 @@ def _imports(tree, module=''):
 
 @lru_cache(1024)
 def _module(name, file, stamp):
-    "Hash of a module's code, and the modules that it imports"
+    "Hash of a module's code, the modules that it imports, and the files beside it that it names"
     tree = ast.parse(read_text(file))
+    texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and re.fullmatch(r'[\w-]+(\.\w+)+', n.value)}
+    data = sorted(t for t in texts if os.path.isfile(Path(file).parent/t))
     used = {m for m in _imports(tree, name) if m.startswith('a3t.')}
     for n in ast.walk(tree):
         if isinstance(n, DOCUMENTED): n.body = [s for s in n.body if not _is_prose(s)]
-    return content_hash(ast.dump(tree))[:16], used
+    return content_hash(ast.dump(tree))[:16], used, data
 
 def notebook_imports(
     path, # a notebook
@@ -204,14 +206,15 @@ def notebook_imports(
 def code_hashes(
     modules, # names of modules, such as 'a3t.train'
 )->dict: # file in the package → 16 hexadecimal digits
-    "Hashes of some modules' code and of all that they import from `a3t`; comments and docstrings don't count"
+    "Hashes of some modules' code and of all that they import from `a3t`; their data counts too, comments and docstrings don't"
     package, todo, res = Path(a3t.__path__[0]), set(modules), {}
     while todo:
         name = todo.pop()
         file = package.joinpath(*name.split('.')[1:]).with_suffix('.py')
         key = file.relative_to(package).as_posix()
         if key in res or not os.path.isfile(file): continue # a function, not a module
-        res[key], used = _module(name, str(file), file.stat().st_mtime_ns)
+        res[key], used, data = _module(name, str(file), file.stat().st_mtime_ns)
+        res |= {(Path(key).parent/d).as_posix():file_hash(file.parent/d)[:16] for d in data}
         todo |= used
     return dict(sorted(res.items()))
 
@@ -476,6 +479,7 @@ def follow_executor():
         try: select.select([os.pidfd_open(pid)], [], [])  # returns when that process ends, before ipykernel notices and leaves the workers alone
         except (AttributeError, OSError):
             while os.getppid() == pid: time.sleep(.1)
+        if own := os.environ.get('A3T_TEMPORARY'): shutil.rmtree(own, ignore_errors=True) # a command that was killed leaves it
         os.killpg(os.getpgid(0), signal.SIGKILL)
     threading.Thread(target=follow, name='follow', daemon=True).start()
 
@@ -502,7 +506,7 @@ NO_HOME = dict(IPYTHONDIR='ipython', MPLCONFIGDIR='matplotlib', JUPYTER_RUNTIME_
 def _kernel_environment(folder):
     "What a stage's kernel is told: who started it, UTF-8 everywhere, and that it needs no home folder"
     own = {k:str(Path(folder)/v) for k,v in NO_HOME.items()}
-    return {**os.environ, **own, 'A3T_EXECUTOR':str(os.getpid()), 'PYTHONHASHSEED':'0', 'PYTHONUTF8':'1', 'PYDEVD_DISABLE_FILE_VALIDATION':'1'}
+    return {**os.environ, **own, 'A3T_EXECUTOR':str(os.getpid()), 'A3T_TEMPORARY':str(folder), 'PYTHONHASHSEED':'0', 'PYTHONUTF8':'1', 'PYDEVD_DISABLE_FILE_VALIDATION':'1'}
 
 def _kernel_class(log, folder):
     "A kernel manager that starts this very Python, writes its own files to a temporary folder, and keeps what the kernel writes to stderr"
@@ -530,7 +534,8 @@ class StageError(Exception):
     "A stage failed for a reason that isn't the user's: the message names the notebook with the traceback"
 
 SAID = {os.strerror(c):c for c in (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)}
-SAID |= {"can't start new thread":errno.EAGAIN, 'PytorchStreamWriter failed':errno.EIO, 'DefaultCPUAllocator':errno.ENOMEM}
+SAID |= {"can't start new thread":errno.EAGAIN, 'PytorchStreamWriter failed':errno.EIO, 'DefaultCPUAllocator':errno.ENOMEM,
+         'failed to map segment from shared object':errno.ENOMEM} # of a library that is loaded
 NUMBER = re.compile(r"\[Errno (\d+)\] ([^:]*)(?:: '(.*)')?")
 
 def refusal(
@@ -551,7 +556,8 @@ def _failed(e, name, to):
     where = f'everything is in {to}'
     if type(e).__name__ == 'PapermillExecutionError':
         if e.ename == 'A3TError': return A3TError(e.evalue)
-        if known := refusal(e.ename, e.evalue, f'what {name} needs'): return known
+        said = '\n'.join([e.evalue, *e.traceback]) if e.ename == 'ImportError' else e.evalue # pandas hides why numpy cannot be loaded
+        if known := refusal(e.ename, said, f'what {name} needs'): return known
         tail = re.sub(r'\x1b\[[\d;]*m', '', '\n'.join(e.traceback)).strip().split('\n')[-6:]
         return StageError('\n'.join([*tail, f'{name} failed; {where}']))
     if isinstance(e, A3TError): return e
@@ -559,7 +565,8 @@ def _failed(e, name, to):
     log = to.with_suffix('.log')
     tail = log.read_text(encoding='utf-8', errors='replace').strip().split('\n')[-5:] if log.exists() else []
     last = re.match(r'(?:\w+\.)*(\w+): (.*)', tail[-1] if tail else '')
-    if known := refusal(*(last.groups() if last else ('', str(e))), f'what {name} needs'): return known
+    for said in (last.groups() if last else ('', str(e)), ('', '\n'.join(tail))): # a library may end the process with its own words
+        if known := refusal(*said, f'what {name} needs'): return known
     return StageError('\n'.join([*tail, f'{type(e).__name__}: {e}'.split('\n')[0], f'{name} failed: its process died (out of memory?); {where}']))
 
 # %% ../nbs/60_rounds.ipynb #618cb081

@@ -131,6 +131,14 @@ def _ray_fault(value):
     if host and 0 < int(host[1]) < 2**16: return ''
     return f"must be auto, local, HOST:PORT such as 10.0.0.1:6379, or empty{did_you_mean(value, ('auto', 'local'))}"
 
+def _server_fault(value):
+    if type(value) is not dict: return 'must be a dictionary'
+    if not value: return ''
+    from a3t.models.api import server_arguments
+    try: server_arguments(value)
+    except A3TError as e: return f'is wrong: {e}'
+    return ''
+
 def _modules_fault(value):
     return '' if value == 'all-linear' else _some('all-linear, or a list of names of matrices', value, (), '')
 
@@ -186,7 +194,7 @@ ENVIRONMENTS = _environments()
 def _environment_fault(value):
     "An environment is a module of `a3t.envs` with a function `load`; one that is not listed here is imported to see"
     if value in ENVIRONMENTS: return ''
-    missing = (f"is wrong: there is no environment {value!r}{did_you_mean(value, ENVIRONMENTS)}; "
+    missing = (f"is wrong: there is no environment {brief(value)}{did_you_mean(value, ENVIRONMENTS)}; "
                'a notebook that exports a3t.envs.NAME with a function `load` adds one')
     if not value.isidentifier() or not importlib.util.find_spec(f'a3t.envs.{value}'): return missing
     try: module = importlib.import_module(f'a3t.envs.{value}')
@@ -198,14 +206,6 @@ SCHEDULES = ('linear', 'cosine', 'cosine_with_restarts', 'polynomial', 'constant
 _yes_or_no = allowed('true or false', lambda v: type(v) is bool, ('true', 'false'))
 _any_text = allowed('text', lambda v: type(v) is str)
 _any_dictionary = allowed('a dictionary', lambda v: type(v) is dict and all(type(k) is str for k in v))
-def _server_fault(value):
-    "What `ServerModel` does not know"
-    if type(value) is not dict: return 'must be a dictionary'
-    from a3t.models.api import server_arguments
-    try: server_arguments(value)
-    except A3TError as e: return f'is wrong: {e}'
-    return ''
-
 _model = allowed('the name of a model, a folder or an address', lambda v: type(v) is str and v.strip())
 _wave = dictionary(num_cpus=number(), num_gpus=number(), memory=number(), resources=_any_dictionary)
 
@@ -215,9 +215,10 @@ TASKS = dict(
     games=_any_text, generator=_any_dictionary, instructions=_any_text, pages=_any_text, split_by=_any_text, rewards=_any_text,
     train_tasks=whole(), eval_splits=some('split'), eval_tasks=whole(), max_steps=whole(1), patience=whole())
 MODEL = dict(
-    model=_model, server=Allowed("a dictionary such as {'timeout': 600.}", _server_fault), quantize=one_of('none', 'nf4'), device=Allowed('a device of this machine, or empty', _device_fault),
+    model=_model, server=Allowed("a dictionary such as {'timeout': 600.}", _server_fault), quantize=one_of('none', 'nf4'),
+    device=Allowed('a device of this machine, or empty', _device_fault),
     slots=whole(1), context=whole(), ray=Allowed('auto, local, HOST:PORT or empty', _ray_fault), ray_task=_wave, policy_exemplar=_yes_or_no,
-    grounded_reasons=_yes_or_no, reason_tokens=whole(1), step_tokens=whole(1), eval_temperature=number(), temperature=number())
+    grounded_reasons=_yes_or_no, reason_tokens=whole(1), step_tokens=whole(1), eval_temperature=number(0, 10), temperature=number(0, 10))
 EXPLORING = dict(
     opening=one_of('prompted', 'sampled'), opening_tasks=whole(), explore_budget=whole(1), looks=whole(), round_tasks=whole(), p=number(0, 1),
     invalid_limit=whole(), compositions=whole(), stop_successes=whole(), min_compositions=whole())

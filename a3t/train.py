@@ -388,7 +388,9 @@ def _claim(output, fingerprint):
 def _arguments(model, folder, epochs, learning_rate, schedule, warmup, max_grad_norm, seed):
     "What the Hugging Face trainer wants to know"
     cpu = model.device.type == 'cpu'
-    res = TrainingArguments(output_dir=str(folder), num_train_epochs=epochs, learning_rate=learning_rate, lr_scheduler_type=schedule, warmup_steps=warmup,
+    end = dict(lr_end=0.) if schedule == 'polynomial' else {} # by default it ends at 1e-7, which may lie above the learning rate
+    res = TrainingArguments(output_dir=str(folder), num_train_epochs=epochs, learning_rate=learning_rate, lr_scheduler_type=schedule,
+        lr_scheduler_kwargs=end, warmup_steps=warmup,
         max_grad_norm=max_grad_norm, weight_decay=0., optim='adamw_torch' if cpu else 'paged_adamw_32bit', per_device_train_batch_size=1,
         save_strategy='epoch', logging_strategy='no', report_to='none', disable_tqdm=True, use_cpu=cpu, seed=seed, remove_unused_columns=False)
     res._n_gpu = min(res.n_gpu, 1)

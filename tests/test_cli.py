@@ -48,7 +48,7 @@ def test_every_command_is_listed():
     assert status == 0 and all(f'\n  {n} ' in text for n in COMMANDS)
 
 @pytest.mark.parametrize('words,contains', [
-    (('pressets',), "there is no command 'pressets' (did you mean presets?): choose from run"), (('Run',), 'did you mean run?'), (('xyz',), 'choose from run'),
+    (('pressets',), "there is no command 'pressets' (did you mean presets?): choose from run"), (('Run',), 'did you mean run?'), (('xyz',), 'choose from run'), (('--versoin',), 'did you mean --version?'), (('help',), 'did you mean --help?'),
     (('run', 'smoke', '--nmae', 'x'), "'--nmae' is no argument of a3t run (did you mean --name?)"), (('run', 'smoke', 'x'), "'x' is no argument"),
     (('run', '--prest=smoke', 'smoke'), 'is no argument'), (('evaluate', '--adaptor=x', '--adapter', 'x'), 'did you mean --adapter?'),
     (('run',), 'required: preset'), (('evaluate',), 'required: --adapter'), (('shop', '--port', 'http'), "invalid int value: 'http'"),
@@ -62,7 +62,7 @@ def test_words_that_are_not_known(words, contains, capsys):
     (('run', 'webshop-cpu'), 'did you mean cpu-webshop?'), (('settings', 'Smoke'), 'did you mean smoke?'), (('doctor', 'cpu_alfworld'), 'did you mean cpu-alfworld?'),
     (('run', 'smoke', '--set', 'round=1'), 'did you mean rounds?'), (('run', 'smoke', '--set', 'opening=smapled'), 'did you mean sampled?'),
     (('shop', '--port', '99999'), '--port 99999 is no port'), (('shop', '--port', '-1'), '--port -1 is no port'), (('parity', 'x', '--n', '-2'), '--n -2 is negative'),
-    (('run', 'smoke', '--set', 'a\nb'), 'write it as key=value'), (('evaluate', '--adapter', 'a\nb'), 'is no adapter')])
+    (('run', 'smoke', '--set', 'a\nb'), 'write it as key=value'), (('doctor', '--set', 'seed=1', 'smoke'), "--set 'smoke': write it as key=value, and what is no setting before --set"), (('evaluate', '--adapter', 'a\nb'), 'is no adapter')])
 def test_values_that_are_wrong(words, contains, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main(list(words)) == 1

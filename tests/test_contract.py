@@ -1,7 +1,9 @@
 """The contract of environments: it holds for all of them, each broken promise is named, and a run asks for no more than there is"""
 import random, re, sys, types
 from dataclasses import replace
+import numpy as np
 import pytest
+from a3t.accumulate import append, read
 from a3t.agents import Sampler, rollout
 from a3t.compose import compose_all
 from a3t.core import A3TError, Trajectory
@@ -96,6 +98,8 @@ def jump(house, action, got):
     house.n -= not got[-1]['valid']
     return *got[:3], house.n >= house.max_steps, got[4]
 
+def fails(house, action, got): raise ValueError('two\nlines')
+
 def saved(house): return house.n, *ToyHouse.key(house)
 
 dice = random.Random(0)
@@ -124,6 +128,14 @@ BROKEN = [
     (with_info(goal=''), r"info\['goal'\] after reset is empty"),
     (with_info(task_type='fly'), r"info\['task_type'\] after reset is 'fly'"),
     (with_info(won=0), r"info\['won'\] after reset is 0"),
+    (with_parts(exemplar=replace(EX, goal=None)), 'exemplar: its goal is None: make it a text'),
+    (with_parts(exemplar=replace(EX, steps=({'action':'go'},))), 'exemplar is missing'),
+    (with_parts(__init__=lambda self: setattr(self, 'max_steps', '10')), "max_steps = '10' must be an int, 1 or more"),
+    (with_parts(reset=lambda self, *, seed=None, options=None: (ToyHouse.reset(self, options=options), ToyHouse.reset(self, options={'task':'train/mug-desk-00'}))[1]),
+     r"show the same: reset must begin the task in options\['task'\]"),
+    (with_step(lambda house, a, got: (got[0], 10**400, *got[2:])), 'gives the reward 1000.*: make it a finite number'),
+    (with_step(lambda house, a, got: (got[0], float('nan'), *got[2:])), 'gives the reward nan: make it a finite number'),
+    (with_step(fails), r'raises ValueError \(two lines\)'),
     (with_info(won=True), 'info after reset must say valid=True and won=False'),
     (with_info(admissible_actions=None), 'is None: list the actions'),
     (with_info(admissible_actions='go'), 'must be a list of str'),
@@ -183,6 +195,17 @@ def test_two_instances():
     check_environment(Shared())
     with pytest.raises(A3TError, match='two instances disturb each other'): check_environment(Shared(), another=Shared())
 
+@pytest.mark.parametrize('env, kw, says', [(ToyHouse, {}, 'it is no TextEnv'), (object(), {}, 'it is no TextEnv'), (ToyHouse(), dict(steps=0), 'steps = 0 is too few')])
+def test_what_cannot_be_checked(env, kw, says):
+    with pytest.raises(A3TError, match=says): check_environment(env, **kw)
+
+def test_a_validity_of_numpy_can_be_stored(tmp_path):
+    class Numpy(ToyHouse):
+        def _info(self, valid): return {k:np.bool_(v) if isinstance(v, bool) else v for k,v in super()._info(valid).items()}
+    trajs = rollout(Numpy, Numpy().tasks('train')[:2], Sampler())
+    append(tmp_path/'s', trajs)
+    assert [s.valid for t in trajs for s in t.steps] == [s.valid for t in read(tmp_path/'s') for s in t.steps]
+
 def test_an_unknown_level():
     with pytest.raises(A3TError, match="needs = 'fly' is unknown: choose from play, compose, explore"): check_environment(ToyHouse(), needs=('fly',))
 
@@ -199,7 +222,7 @@ class Quiz(TextEnv):
         task = self._task(options)
         if task not in self.tasks(task.split('/')[0]): raise A3TError(f'unknown task {task!r}: `tasks(split)` lists them')
         self.n = 0
-        return 'A question is on the board.', self._info()
+        return f'The question {task} is on the board.', self._info()
     def step(self, action):
         self.n += 1
         won = action == '4'

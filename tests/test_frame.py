@@ -35,6 +35,11 @@ def test_bad_settings_are_found_by_the_first_stage(project, setting, contains):
     one_line_error(project.a3t('run', 'smoke', '--name', 'a', '--set', setting), contains)
     assert not (project.run('a')/'round_00').exists()
 
+def test_a_round_that_finds_nothing(project):
+    p = project.a3t('run', 'smoke', '--name', 'a', '--set', 'max_steps=2', 'explore_budget=20', 'rounds=1')
+    one_line_error(p, 'no successes found: no episode won any of 12 tasks within explore_budget = 20 steps for each; raise explore_budget')
+    assert read_json(project.run('a')/'round_00'/'explore.alarms.json')[0]['name'] == 'no successes found'
+
 def test_a_run_from_other_settings(project):
     project.run('a').mkdir(parents=True)
     one_line_error(project.a3t('run', 'smoke', '--name', 'a', '--set', 'eval_tasks=99'), '99')

@@ -3,7 +3,7 @@ import ast, errno, hashlib, json, os, resource, shlex, shutil, subprocess, sys, 
 from pathlib import Path
 import nbformat, pytest
 import a3t
-from a3t.cli import main
+from a3t.cli import COMMANDS, main
 from a3t.core import (REMEDIES, A3TError, content_hash, data_folder, make_folder, project_path, project_root, read_json, read_text, refused, write_atomic,
                       write_json)
 from a3t.rounds import (_failed, code_hashes, execute, lock, notebook_imports, open_run, plan, read_manifest, refusal, run_folder, run_stage,
@@ -199,6 +199,13 @@ def test_what_the_real_stages_import():
     assert 'report.py' in used['report'] and not any('report.py' in used[s] for s in ('explore', 'train', 'evaluate'))
     assert code_hashes(['a3t.envs.webshop']).keys() > {'envs/webshop.py', 'envs/shopdata.py', 'envs/shopsearch.py'}
 
+def test_a_data_file_of_the_package_is_code(package, fake):
+    file, name = fake.path/'a3t'/'envs'/'alfworld_games.tsv.xz', 'envs/alfworld_games.tsv.xz'
+    before = code_hashes(['a3t.envs.alfworld'])
+    file.write_bytes(file.read_bytes() + b'x')
+    after = code_hashes(['a3t.envs.alfworld'])
+    assert before[name] != after[name] and {**before, name:''} == {**after, name:''} and name not in code_hashes(['a3t.envs.base'])
+
 def test_a_manifest_without_code_is_not_trusted(package):
     file = run_folder('a')/'round_00'/'explore.done.json'
     write_json(file, {k:v for k,v in read_json(file).items() if k != 'code'})
@@ -285,6 +292,7 @@ def test_old_results_on_another_disk(fake, monkeypatch):
     ('PermissionError', "[Errno 13] Permission denied: '/d/x'", 'cannot use /d/x: Permission denied; fix the permissions'),
     ('BlockingIOError', '[Errno 11] Resource temporarily unavailable', 'it: Resource temporarily unavailable; end other programs'),
     ('OSError', '[Errno 12] Cannot allocate memory', 'lower slots'), ('MemoryError', '', 'Cannot allocate memory'),
+    ('ImportError', 'libgomp.so.1: failed to map segment from shared object', 'lower slots'),
     ('RuntimeError', "can't start new thread", 'raise the limit of processes'),
     ('RuntimeError', '[enforce fail] DefaultCPUAllocator: can\'t allocate memory: you tried to allocate 8 bytes', 'lower slots'),
     ('RuntimeError', 'PytorchStreamWriter failed writing file data/0: file write failed', 'check the disk'),
@@ -292,6 +300,30 @@ def test_old_results_on_another_disk(fake, monkeypatch):
 def test_refusals_inside_a_stage(name, text, says):
     assert says in str(refusal(name, text, 'it')) and '\n' not in str(refusal(name, text, 'it'))
     assert refusal('ValueError', 'a wrong value') is None and refusal('KeyError', "'[Errno 28]'") is None
+
+def test_a_library_that_ends_the_kernel(tmp_path):
+    (tmp_path/'explore.log').write_text('Too many open files (src/ip_resolver.cpp:542)\n', encoding='utf-8')
+    e = _failed(RuntimeError('Kernel died before replying to kernel_info'), 'explore', tmp_path/'explore.ipynb')
+    assert isinstance(e, A3TError) and 'what explore needs: Too many open files; raise the limit' in str(e)
+
+@pytest.mark.parametrize('error', [MemoryError(), ImportError('libXau.so.6: failed to map segment from shared object')])
+def test_no_memory_for_the_command_itself(monkeypatch, capsys, error):
+    def presets(): raise error
+    monkeypatch.setitem(COMMANDS, 'presets', presets)
+    assert main(['presets']) == 1
+    assert capsys.readouterr().err == 'a3t: Cannot allocate memory; end other programs, or lower slots, batch_size and micro_tokens, then start again: finished work is kept\n'
+
+def test_a_killed_command_leaves_no_temporary_folder(fake):
+    tmp, there = fake.path/'tmp', fake.run('a')/'baselines'/'baselines.work'/'there'
+    tmp.mkdir()
+    fake.env['TMPDIR'] = str(tmp)
+    fakes(fake.path/'fakes', baselines="(stage.work/'there').touch()\nimport time; time.sleep(60)")
+    p, end = fake.start('run', 'smoke', '--name', 'a'), time.monotonic() + 60
+    while not there.exists() and time.monotonic() < end: time.sleep(.1)
+    assert len(list(tmp.iterdir())) == 1
+    p.kill(); p.communicate()
+    while list(tmp.iterdir()) and time.monotonic() < end: time.sleep(.1)
+    assert not list(tmp.iterdir())
 
 def test_no_port_for_the_kernel_and_no_temporary_folder(tmp_path, monkeypatch):
     e = _failed(OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL)), 'explore', tmp_path/'explore.ipynb')

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['NUMBERED', 'LITTLE_WORDS', 'PLACES', 'THINGS', 'LEVELS', 'INFO', 'BAD_ACTIONS', 'some', 'Panel', 'Check',
            'content_words', 'TextSpace', 'TextEnv', 'ToyHouse', 'play', 'environment_module', 'load_environment',
-           'load', 'Trial', 'check_texts', 'check_tasks', 'check_bad_actions', 'check_replays', 'check_actions',
-           'check_moments', 'check_apart', 'check_environment', 'replay_equal', 'open_space', 'check_needs']
+           'load', 'Trial', 'check_texts', 'check_tasks', 'check_bad_actions', 'check_replays', 'check_different',
+           'check_actions', 'check_moments', 'check_apart', 'check_environment', 'replay_equal', 'open_space',
+           'check_needs']
 
 # %% ../../nbs/10_envs.base.ipynb #beedc339
-import copy, importlib, inspect, math, numbers, random, re
+import copy, importlib, inspect, numbers, random, re, sys
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from fastcore.basics import patch
 import gymnasium
-from ..core import A3TError, Step, Trajectory, content_hash, seed_for
+from ..core import A3TError, Step, Trajectory, brief, content_hash, seed_for
 from ..prompts import parse_step, render_step
 
 # %% ../../nbs/10_envs.base.ipynb #83f5e5db
@@ -288,7 +289,7 @@ class Trial:
         what:str, # the promise: which method or key, what is wrong, what to do
     ):
         "Raise `A3TError` where a promise is broken"
-        if not ok: raise A3TError(f'{type(self.env).__name__} breaks the contract of environments: {what}')
+        if not ok: raise A3TError(' '.join(f'{type(self.env).__name__} breaks the contract of environments: {what}'.splitlines()))
 
     def call(self,
         method:str, # its name
@@ -361,7 +362,8 @@ def step(self:Trial,
     self.must(isinstance(got, tuple) and len(got) == 5, f'{where} must return (observation, reward, terminated, truncated, info)')
     obs, reward, terminated, truncated, info = got
     self.must(isinstance(obs, str) and obs.strip(), f'{where} shows {obs!r}: an observation must be a text; say at least that nothing happens')
-    self.must(isinstance(reward, numbers.Real) and math.isfinite(reward), f'{where} gives the reward {reward!r}: make it a finite number')
+    finite = isinstance(reward, numbers.Real) and abs(reward) <= sys.float_info.max # false for nan
+    self.must(finite, f'{where} gives the reward {brief(reward)}: make it a finite number')
     self.must(isinstance(terminated, bool) and isinstance(truncated, bool), f'{where}: terminated and truncated must be True or False')
     self.info(where, info, terminated or truncated)
     self.must(terminated or not info['won'], f"{where} says info['won'] and goes on: a success ends the episode, so return terminated=True")
@@ -396,15 +398,19 @@ def check_texts(
         value = getattr(env, name)
         good = isinstance(value, (tuple, list)) and value and all(isinstance(v, str) for v in value) and len(set(value)) == len(value)
         trial.must(good, f'{name} = {value!r} must be a tuple of different names')
-    trial.must(isinstance(ex, Trajectory) and ex.steps, 'exemplar is missing: give one Trajectory with its steps')
+    whole = isinstance(ex, Trajectory) and ex.steps and all(isinstance(s, Step) for s in ex.steps)
+    trial.must(whole, 'exemplar is missing: give one Trajectory with its steps')
+    for name in ('task', 'goal', 'observation'):
+        trial.must(isinstance(getattr(ex, name), str), f'exemplar: its {name} is {getattr(ex, name)!r}: make it a text')
     trial.must(ex.won and ex.goal.strip() and ex.observation.strip(), 'exemplar must be a success (won=True) with a goal and an observation')
     trial.must(ex.task_type in env.task_types, f'exemplar has the task type {ex.task_type!r}: add it to task_types')
     trial.must(any(s.reason for s in ex.steps), 'exemplar has no reasons: give its steps reasons, they are what prompts show')
     for s in ex.steps:
         trial.must(s.valid and s.observation.strip(), f'exemplar: the step {s.action!r} must be valid and show an observation')
         trial.must(parse_step(render_step(s.reason, s.action)) == (s.reason, s.action), f'exemplar: the step {s.action!r} is not read back as it was written: use single spaces and no `] act[`')
-    longest = env.max_steps if isinstance(getattr(env, 'max_steps', None), int) else 0
-    trial.must(longest >= 1, 'max_steps is missing: give the environment a number of steps, after which step returns truncated=True')
+    longest = getattr(env, 'max_steps', None)
+    trial.must(longest is not None, 'max_steps is missing: give the environment a number of steps, after which step returns truncated=True')
+    trial.must(type(longest) is int and longest >= 1, f'max_steps = {longest!r} must be an int, 1 or more')
 
 def _panels(trial, split, tasks):
     "Check `panel` and `manifest`"
@@ -480,6 +486,18 @@ def check_replays(
         trial.must(old == new, f'{what} must give the same observation, reward and info each time: take all randomness from the task or the seed')
     trial.must(len(played) == len(again), 'step must end an episode at the same action each time')
     return played
+
+def check_different(
+    trial:Trial, # the environment on trial
+    split:str, # the split to take tasks from
+    played:list, # from `check_replays`
+):
+    "Not all tasks of a split are the same one"
+    tasks, actions = trial.env.tasks(split), [a for a,_ in played[1:]]
+    some = tasks[::max(1, len(tasks)//5)]
+    if len(some) < 2: return
+    shown = [trial.episode(t, lambda k, info: actions[k] if k < len(actions) else None, len(actions)) for t in some]
+    trial.must(any(s != shown[0] for s in shown), f"the tasks {some[0]} and {some[-1]} show the same: reset must begin the task in options['task']")
 
 def _names(trial, action, goal):
     "Check what an action and a task name"
@@ -618,13 +636,16 @@ def check_environment(
 ):
     "Raise `A3TError` for the first broken promise: which method or key, and what to do"
     if bad := [n for n in needs if n not in LEVELS]: raise A3TError(f"needs = {bad[0]!r} is unknown: choose from {', '.join(LEVELS)}")
+    if steps < 1: raise A3TError(f'steps = {steps} is too few: give 1 or more')
     trial = Trial(env, needs)
+    trial.must(isinstance(env, TextEnv), 'it is no TextEnv: derive its class from a3t.envs.base.TextEnv, and pass an instance')
     check_texts(trial)
     split = split or env.splits[0]
     tasks = check_tasks(trial, split)
     task, other = tasks[0], tasks[-1]
     check_bad_actions(trial, task, steps)
     played = check_replays(trial, task, steps)
+    check_different(trial, split, played)
     check_actions(trial, task, played, steps)
     if 'explore' in needs: check_moments(trial, task, other, steps)
     if env.exemplar.task in env.manifest([env.exemplar.task]):
