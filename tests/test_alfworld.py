@@ -73,6 +73,7 @@ def test_sources_give_the_same_games(pack, tmp_path):
 
 def test_environment_variable_and_default_place(pack, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path/'settings.ini').touch() # a project of its own
     monkeypatch.setenv('ALFWORLD_DATA', str(tmp_path/'empty'))
     with pytest.raises(A3TError, match='alfworld-download'): load_games()
     unpack_games(pack, tmp_path/'data/alfworld/json_2.1.1')

@@ -8,7 +8,8 @@ from a3t.envs import alfgen, cooking, shopgen
 from a3t.models.api import ServerModel
 
 ROOT = Path(__file__).parent.parent
-PROSE = {'of', 'that', 'and', 'or', 'are', 'do', 'empty', 'changed', 'for', 'is', 'say', 'in', 'key', 'options', 'task_id', 'top_p'} # words that follow *setting*, and what is no setting by its place
+PROSE = {'of', 'that', 'and', 'or', 'are', 'do', 'empty', 'changed', 'for', 'is', 'say', 'in', 'key', 'options', 'task_id', 'top_p',
+         'before', 'needs', 'steps', 'missing_ok', 'index_topk'} # words that follow *setting*, and what is no setting by its place
 VALUE = r'''(?:\{\}|[\w'"\[{-]|\(\))'''
 IN_MESSAGES = [r'\bsettings? ([a-z_]+)(?: and ([a-z_]+))?', rf'(?<![(\w.-])([a-z_]+) ?= ?{VALUE}', r'--set ([a-z_]+)=', r'(?<![\w./{-])([a-z]+(?:_[a-z]+)+)(?![\w.*(/-])']
 IN_PROSE = [r'\bsettings? `([a-z_]+)`(?: (?:\([^)]*\) )?and `([a-z_]+)`)?', rf'`([a-z_]+) ?= ?(?![^`]*\w\(){VALUE}?[^`]*`', r'--set ([a-z_]+)=']
@@ -47,7 +48,7 @@ def sources():
     for p in sorted((ROOT/'nbs'/'rounds').glob('*.ipynb')): yield p, '\n'.join(cells(p, 'code'))
 
 def prose():
-    for p in (ROOT/'README.md', ROOT/'CONTRIBUTING.md'): yield p, p.read_text()
+    for p in (ROOT/'README.md', ROOT/'CONTRIBUTING.md', *sorted((ROOT/'nbs').rglob('*.md'))): yield p, p.read_text()
     for p in sorted((ROOT/'nbs').rglob('*.ipynb')): yield p, '\n'.join(cells(p, 'markdown'))
 
 def wrong(pairs, patterns, names): return sorted({(p.name, n) for p,text in pairs for n in named(text, patterns) - names})
