@@ -23,6 +23,7 @@ run: $(STAMP)
 	$(BIN)/a3t run cpu --name cpu
 
 test: $(STAMP)
+	$(BIN)/ruff check --quiet a3t tests
 	OMP_NUM_THREADS=1 $(BIN)/python tests/check_notebooks.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 

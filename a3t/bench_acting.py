@@ -8,7 +8,6 @@ __all__ = ['PROMPT', 'NEW', 'SEEN', 'SERVE', 'GROUPS', 'workload', 'play', 'act_
 
 # %% ../nbs/71_bench.acting.ipynb #daa66d74
 import asyncio, json, random, socket, subprocess, sys, tempfile, threading, time
-from functools import partial
 from pathlib import Path
 import httpx, psutil, torch
 from .models.base import encode_segments, gather

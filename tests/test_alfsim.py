@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from a3t.core import A3TError, read_json
 import numpy as np
-from a3t.envs.alfsim import AlfSim, AlfSims, House, Simulator, compare, near_miss, parity, parity_report, parity_words, parse_facts, parse_goal, read_rules, read_words, recheck, transcript
+from a3t.envs.alfsim import AlfSim, AlfSims, House, Simulator, compare, near_miss, parity, parity_report, parity_words, read_rules, read_words, recheck, transcript
 from a3t.envs.alfgen import generate_games
 from a3t.envs.alfworld import AlfWorld, Game, Games, load_games, mini_games, official_domain, official_grammar, task_type
 from a3t.envs.base import check_environment, play

@@ -3,7 +3,7 @@ import json, lzma, os, random, subprocess, sys, threading
 from dataclasses import replace
 from pathlib import Path
 import pytest
-from a3t.core import A3TError, content_hash
+from a3t.core import A3TError
 from a3t.envs import alfworld
 from a3t.envs.alfsim import AlfSim
 from a3t.envs.alfworld import *

@@ -1,13 +1,13 @@
 """Every text architecture that transformers can build tiny, with random weights: the local engine and the trainer give
 what plain transformers gives, or refuse the model in one line"""
-import copy, os
+import os
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 import pytest, torch
 from transformers import AutoModelForCausalLM, CONFIG_MAPPING, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from a3t.core import A3TError
 from a3t.data import Row
-from a3t.logprobs import lean, packs, token_logprobs
+from a3t.logprobs import lean, token_logprobs
 from a3t.models.base import encode_segments, gather, toy_tokenizer
 from a3t.models.local import KNOWN, LocalModel, quiet, unknown
 from a3t.train import lora, train

@@ -1,7 +1,7 @@
 "The engines of the benchmark do the same work and, in the same number format, say the same"
 import pytest, torch
 from a3t import bench_acting as bench
-from a3t.models.local import LocalModel, load_model, tiny_model
+from a3t.models.local import load_model, tiny_model
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):

@@ -1,12 +1,11 @@
 "The command line: it answers at once, guesses what was meant, and whatever is wrong is one line"
-import io, json, os, random, re, shutil, signal, subprocess, sys, tempfile
+import io, os, random, re, signal, subprocess, sys, tempfile
 from contextlib import redirect_stdout
-from pathlib import Path
 import pytest
 import a3t
 from a3t.cli import COMMANDS, command_parser, main
 from a3t.core import read_settings
-from conftest import A3T, ROOT, one_line_error, project
+from conftest import A3T, ROOT
 
 # -- start-up
 
@@ -200,7 +199,6 @@ def check_answer(words, fault, cwd, status, out, err):
     if fault == '' and words[0] in ('presets', 'settings') and words[1:] != ['--help'] and cwd in UNUSABLE: assert status == 1
 
 def test_random_command_lines(tmp_path, monkeypatch):
-    import a3t.doctor, a3t.evaluate, a3t.models.local, a3t.rounds, a3t.envs.alfworld, a3t.envs.webshop, bitsandbytes, papermill # not once in each process
     make_place(tmp_path)
     for k in ('A3T_DATA', 'ALFWORLD_DATA', 'WEBSHOP_DATA'): monkeypatch.delenv(k, raising=False)
     rng, seen = random.Random(int(os.environ.get('A3T_FUZZ_SEED', 0))), []

@@ -1,5 +1,5 @@
 "The doctor finds each fault, names it, and says how to mend it"
-import json, os, shutil, subprocess, sys
+import json, shutil
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +7,9 @@ import pytest
 from a3t import doctor as module
 from a3t.core import load_settings
 from a3t.doctor import check_machine, check_packages, check_weights, diagnose, doctor
-from a3t.envs.alfworld import Games, mini_games, pack_games, unpack_games
-from test_alfworld import TASK, needs_games, old_dialect, real
-from conftest import ROOT, project
+from a3t.envs.alfworld import mini_games, pack_games, unpack_games
+from test_alfworld import TASK, needs_games, old_dialect, real  # noqa: F401 (real is a fixture)
+from conftest import ROOT
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 "Rates, intervals and panels, against independent arithmetic"
 import math
-from dataclasses import replace
 import pytest
 from hypothesis import given, strategies as st
 from a3t.agents import ReAct

@@ -1,10 +1,9 @@
 "The command from outside: bad input is one line, nothing is lost, and a killed run goes on"
-import json, lzma, os, re, resource, signal, time
-from pathlib import Path
+import json, lzma, re, resource, signal, time
 import pytest
 from a3t.accumulate import read
 from a3t.core import read_json
-from a3t.rounds import OUTPUTS, plan, read_manifest, stage_folder
+from a3t.rounds import plan, read_manifest, stage_folder
 from conftest import Project, ROOT, one_line_error
 from test_report import without_seconds
 
@@ -48,7 +47,6 @@ def test_a_run_from_other_settings(project):
     assert '--name' in said and 'delete data/runs/a' in said and (project.run('a')/'run.json').read_bytes() == before
 
 def test_a_game_file_cut_short(project):
-    from a3t.envs import alfworld
     cut = project.path/'games.jsonl.xz'
     cut.write_bytes(lzma.compress(b'{"task": "train/x/y"}\n'*10_000)[:-40])
     one_line_error(project.a3t('run', 'smoke', '--name', 'a', '--set', 'environment=alfworld', 'engine=textworld', f'games={cut}'), 'games.jsonl.xz')

@@ -1,10 +1,7 @@
 import random
-from dataclasses import replace
 import pytest, torch
-from a3t.data import Row, make_rows
-from a3t.envs.base import ToyHouse
-from a3t.core import A3TError
-from a3t.logprobs import LoraUpdate, Norm, SiluProduct, TokenLogprobs, lay_out, lean, pack, packs, token_logprobs
+from a3t.data import Row
+from a3t.logprobs import LoraUpdate, Norm, SiluProduct, TokenLogprobs, lay_out, lean, packs, token_logprobs
 from a3t.losses import term_weights
 from a3t.models.local import load_model, quiet, tiny_model
 from a3t.train import lora, rows_loss

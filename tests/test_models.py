@@ -345,7 +345,6 @@ def test_nf4(tiny, tmp_path):
     c, = complete(LocalModel(model, tok), ['You are in a room.'], max_tokens=6)
     assert c.token_ids == reference(model, tok, 'You are in a room.', 6)
     lm = LocalModel(model, tok)
-    import copy
     other = lm.adapter(lora(tiny()[0].__class__(tiny()[0].config), tmp_path/'a', 0))
     assert complete(other, ['You are in a room.'], max_tokens=12)[0].token_ids != complete(lm, ['You are in a room.'], max_tokens=12)[0].token_ids
 

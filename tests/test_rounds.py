@@ -1,13 +1,11 @@
 "Manifests, locks, kernels and signals, on stages that do next to nothing"
-import json, os, re, signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from tqdm import tqdm
 from a3t.core import A3TError, project_root, read_json, write_json
-from a3t.cli import main
 from a3t.rounds import (clock, ONCE, OUTPUTS, StageError, Watch, check_parameters, execute, lock, needs, notebook_hash, open_run, open_stage,
-                        plan, progress_line, read_manifest, run_all, run_folder, run_stage, set_aside, stage_folder, stage_state, unlock)
+                        plan, progress_line, run_folder, run_stage, stage_state, unlock)
 from conftest import Project, ROOT, one_line_error
 
 PARAMS = "run = 'data/runs/toy'\nround = 0\npreset = ''\noverrides = {}"

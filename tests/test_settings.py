@@ -4,7 +4,7 @@ import pytest
 from a3t.core import A3TError, did_you_mean, load_settings, read_json, read_settings, write_json
 from a3t.rounds import open_run, open_stage
 from a3t.settings import ALLOWED, ENVIRONMENTS, LEVELS, SCHEDULES, TASK_TYPES, check_device, check_settings, devices, setting_faults
-from conftest import ROOT, one_line_error, project
+from conftest import ROOT, one_line_error
 
 INI = ROOT/'settings.ini'
 KEYS = tuple(read_settings(INI).defaults())
@@ -211,7 +211,7 @@ def test_the_doctor_says_it_too(capsys, monkeypatch):
     wrong = dict(p=7, opening='smapled', observations='masked', schedule='lineer', normalise='token', quantize='int8', learning_rate=-1, slots=0, device='mps')
     assert doctor('smoke', wrong) == 1
     out = capsys.readouterr().out
-    assert all(f'BAD  settings' in out and f'setting {k} = ' in out for k in wrong)
+    assert all('BAD  settings' in out and f'setting {k} = ' in out for k in wrong)
     assert doctor('smoke', dict(device='cpu')) == 0 and 'each within its choices or its range' in capsys.readouterr().out
 
 def test_a_guess():

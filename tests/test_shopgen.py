@@ -1,7 +1,6 @@
 "The generated shop: WebShop's formats, numbers like the real ones, every instruction within reach of its product"
 import json, os, re, subprocess, sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 

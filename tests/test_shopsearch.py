@@ -1,7 +1,6 @@
 """The search engine: Lucene's words, stems, lengths and scores; the lists of the original where its data are there"""
-import json, lzma, os, random, threading
+import random, threading
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 import multiprocessing
 import numpy as np
 import pytest

@@ -10,7 +10,7 @@ from a3t.envs.base import TextEnv, ToyHouse, play
 from a3t.explore import first_successes
 from a3t.report import write_report
 from a3t.stability import (
-    ADVICE, Explored, coverage, distinct_n, judge, reachable, stability_records, states_of, verb_entropy, verdict,
+    ADVICE, Explored, coverage, distinct_n, judge, reachable, stability_records, verb_entropy, verdict,
     what_it_did)
 from test_report import make_run
 

@@ -4,12 +4,12 @@ from pathlib import Path
 import nbformat, pytest
 import a3t
 from a3t.cli import COMMANDS, main
-from a3t.core import (REMEDIES, A3TError, content_hash, data_folder, make_folder, project_path, project_root, read_json, read_text, refused, write_atomic,
+from a3t.core import (REMEDIES, A3TError, content_hash, data_folder, make_folder, project_path, project_root, read_json, read_text, write_atomic,
                       write_json)
 from a3t.rounds import (_failed, code_hashes, execute, lock, notebook_imports, open_run, plan, read_manifest, refusal, run_folder, run_stage,
                         set_aside, stage_state, unlock)
-from conftest import Project, ROOT, one_line_error
-from test_rounds import by_hand, fake, fakes, gone, notebook
+from conftest import ROOT, one_line_error
+from test_rounds import by_hand, fake, fakes, gone, notebook  # noqa: F401 (fake is a fixture)
 
 ODD = '{draft} {run} %41#\'"\n ü–☃$(x) [1]*?;&=\\'
 

@@ -8,7 +8,7 @@ from a3t.core import A3TError, content_hash, file_hash
 from a3t.data import Row, make_rows
 from a3t.logprobs import lean, token_logprobs
 from a3t.losses import term_weights
-from a3t.models.local import load_model, quiet, tiny_model
+from a3t.models.local import load_model, quiet
 from a3t.train import (
     Batches, StepLog, average_adapters, checkpoints, ends_epoch, kept_bytes, lora, micro_batches, most_tokens,
     predict_memory, read_log, rows_hash, rows_loss, threads, train, unpack_4bit)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from a3t.accumulate import read
 from a3t.agents import Wording, sample_action
-from a3t.core import A3TError, content_hash, load_settings, read_json
+from a3t.core import A3TError, load_settings, read_json
 from a3t.doctor import check_environment_data
 from a3t.envs import shopdata, webshop
 from a3t.envs.shopdata import *
@@ -250,7 +250,7 @@ def test_a_panel_holds_what_a_task_is_made_of(tmp_path):
 
 def test_verbs(shop):
     env = WebShop(shop)
-    verbs, goal = set(), "i need a green linen cloth, 60x84 inches, and price lower than 60.00 dollars"
+    goal = "i need a green linen cloth, 60x84 inches, and price lower than 60.00 dollars"
     for action, verb in (('search[green linen cloth, 60x84 inches]', 'search'), ('search[cloth]', 'part'), ('click[buy now]', 'buy'), ('click[reviews]', 'more'), ('click[next >]', 'away'),
                          ('click[green]', 'asked'), ('click[een]', 'option'), ('click[60]', 'option'), (f'click[{shop.index._ids[0].decode().lower()}]', 'product'), ('click[mini000001]', 'product'), ('nonsense', 'option')):
         assert env.verb(action, goal) == verb and env.form(action, goal) == (verb, ()), action

@@ -472,7 +472,7 @@ def _check(counts, rooms, unseen_rooms, receptacles, objects, types, hidden, sha
     if not span(objects, 4): raise A3TError(f'objects = {objects!r} must be () or the fewest and the most of a room, from 4 to 99')
     if min(counts) < 0 or max(counts) < 1: raise A3TError(f'train, seen, unseen = {counts} are numbers of games: 0 or more each, and not 0 all three')
     if not (rooms >= 1 <= unseen_rooms and rooms + unseen_rooms <= 99): raise A3TError(f'rooms = {rooms} and unseen_rooms = {unseen_rooms} must be 1 or more, 99 together at most')
-    if not types or (bad := [t for t in types if t not in ALL_TYPES]): raise A3TError(f"types = {types!r}: choose from {', '.join(ALL_TYPES)}")
+    if not types or any(t not in ALL_TYPES for t in types): raise A3TError(f"types = {types!r}: choose from {', '.join(ALL_TYPES)}")
     if not (0 <= hidden <= 1 and 0 <= shared <= 1): raise A3TError(f'hidden = {hidden} and shared = {shared} are shares between 0 and 1')
 
 # %% ../../nbs/13_envs.alfgen.ipynb #eb256da4

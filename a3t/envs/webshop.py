@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 from ..core import A3TError, Step, Trajectory, content_hash
 from .base import TextEnv
-from .shopdata import BUTTONS, REWARDS, SPLITS, Goals, Shop, check_data, make_goal, make_product, named_shop, similar, typed # check_data: for the doctor
+from .shopdata import BUTTONS, REWARDS, SPLITS, Goals, Shop, check_data, make_goal, make_product, named_shop, similar, typed # noqa: F401 (the doctor takes check_data from here)
 from fastcore.basics import patch
 
 # %% ../../nbs/16_envs.webshop.ipynb #74319457

@@ -25,7 +25,7 @@ from fastcore.basics import chunked, patch
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from ..core import A3TError, file_hash
 from .base import (
-    Completion, ContextFull, LanguageModel, as_segments, cut_at_stop, encode_segments, endless, gather,
+    Completion, ContextFull, LanguageModel, as_segments, cut_at_stop, encode_segments, endless,
     without_thoughts)
 
 # %% ../../nbs/22_models.api.ipynb #083b27cb
@@ -644,7 +644,7 @@ def sum_after(
 async def score(self:ServerModel, prompt, candidates):
     "Score candidates; see `LanguageModel.score`"
     if not (segments := as_segments(prompt)): raise A3TError('the prompt is empty: there is nothing to continue')
-    if self.chat: raise A3TError(f'a chat model gives no scores: use an address up to /v1 of a server that has /v1/completions with echo, such as vLLM, or a local model')
+    if self.chat: raise A3TError('a chat model gives no scores: use an address up to /v1 of a server that has /v1/completions with echo, such as vLLM, or a local model')
     if not (candidates := list(candidates)): return []
     name = await self.ready()
     start = self.prompt_of(segments)
