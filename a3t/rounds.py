@@ -6,8 +6,8 @@
 __all__ = ['PACKAGES', 'OUTPUTS', 'ONCE', 'DOCUMENTED', 'NO_HOME', 'SAID', 'NUMBER', 'DAY', 'run_folder', 'open_run', 'plan',
            'stage_folder', 'stage_name', 'needs', 'notebook_path', 'notebook_hash', 'read_manifest', 'notebook_imports',
            'code_hashes', 'stage_state', 'set_aside', 'lock', 'unlock', 'write_progress', 'watch_bars', 'Stage',
-           'environment_spec', 'open_stage', 'follow_executor', 'check_parameters', 'StageError', 'refusal', 'execute',
-           'clock', 'progress_line', 'Watch', 'run_stage', 'run_needed', 'run_all']
+           'open_stage', 'follow_executor', 'check_parameters', 'StageError', 'refusal', 'execute', 'clock',
+           'progress_line', 'Watch', 'run_stage', 'run_needed', 'run_all']
 
 # %% ../nbs/60_rounds.ipynb #91332e07
 import ast, builtins, errno, fcntl, json, math, os, platform, re, select, shutil, signal, subprocess, sys, tempfile, threading, time
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from inspect import signature
 from pathlib import Path
 from fastcore.basics import patch
 from tqdm import tqdm
@@ -24,7 +23,7 @@ from .alarms import collect_alarms, error_alarms, stage_alarms
 from .core import (
     A3TError, REMEDIES, content_hash, data_folder, file_hash, load_settings, project_path, project_root, read_json,
     read_text, refused, seed_for, write_json)
-from .envs.base import Panel, check_needs, environment_module, load_environment, some
+from .envs.base import Panel, check_needs, environment_spec, load_environment, some
 from .settings import ALLOWED, check_settings
 
 # %% ../nbs/60_rounds.ipynb #4949540f
@@ -388,15 +387,6 @@ def seed(self:Stage,
     return seed_for(self.settings['seed'], self.name, self.round, *parts)
 
 # %% ../nbs/60_rounds.ipynb #7aecc2a2
-def environment_spec(
-    settings:dict, # of a run
-    engine:str='engine', # the setting that names the engine: 'engine', or 'explore_engine'
-    **more, # what differs from the settings, e.g. another `max_steps`
-)->tuple: # name and keyword arguments for `load_environment`
-    "The environment that settings name, and what its `load` takes of them"
-    name, settings = settings['environment'], {**settings, 'engine':settings[engine], **more}
-    return name, {k:settings[k] for k in signature(environment_module(name).load).parameters if k in settings}
-
 @patch
 def environment(self:Stage,
     engine:str='engine', # the setting that names the engine: 'engine', or 'explore_engine'

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NUMBERED', 'LITTLE_WORDS', 'PLACES', 'THINGS', 'LEVELS', 'INFO', 'BAD_ACTIONS', 'some', 'Panel', 'Check',
            'content_words', 'TextSpace', 'TextEnv', 'ToyHouse', 'play', 'environment_module', 'load_environment',
-           'load', 'Trial', 'check_texts', 'check_tasks', 'check_bad_actions', 'check_replays', 'check_different',
-           'check_actions', 'check_moments', 'check_apart', 'check_environment', 'replay_equal', 'open_space',
-           'check_needs']
+           'load', 'environment_spec', 'Trial', 'check_texts', 'check_tasks', 'check_bad_actions', 'check_replays',
+           'check_different', 'check_actions', 'check_moments', 'check_apart', 'check_environment', 'replay_equal',
+           'open_space', 'check_needs']
 
 # %% ../../nbs/10_envs.base.ipynb #beedc339
 import copy, importlib, inspect, numbers, random, re, sys
@@ -271,6 +271,16 @@ def load(
 )->ToyHouse: # the toy house
     "The environment of this module"
     return ToyHouse(max_steps)
+
+# %% ../../nbs/10_envs.base.ipynb #envspec1
+def environment_spec(
+    settings:dict, # of a run
+    engine:str='engine', # the setting that names the engine: 'engine', or 'explore_engine'
+    **more, # what differs from the settings, e.g. another `max_steps`
+)->tuple: # name and keyword arguments for `load_environment`
+    "The environment that settings name, and what its `load` takes of them"
+    name, settings = settings['environment'], {**settings, 'engine':settings[engine], **more}
+    return name, {k:settings[k] for k in inspect.signature(environment_module(name).load).parameters if k in settings}
 
 # %% ../../nbs/10_envs.base.ipynb #c7a10002
 LEVELS = ('play', 'compose', 'explore')
