@@ -8,12 +8,11 @@ __all__ = ['ENDINGS', 'MEANINGS', 'MENDS', 'LONG', 'TOO_LONG', 'KNOWN', 'CONTINU
            'proxy_for', 'certificates', 'check_way', 'plain_certificates', 'Session', 'Again', 'Refused', 'words_of',
            'retry_after', 'usage_of', 'generated_by', 'message_of', 'error_status', 'failure', 'choice_failure',
            'read_choice', 'is_long', 'answer_of', 'check_answer', 'without_echo', 'sum_after', 'server_arguments',
-           'fits', 'meant', 'hub_answers', 'load_tokenizer', 'language_model', 'model_arguments']
+           'fits', 'hub_answers', 'load_tokenizer', 'language_model', 'model_arguments']
 
 # %% ../../nbs/22_models.api.ipynb #6d29936d
 import asyncio, copy, ipaddress, json, os, re, ssl, threading, time
 from dataclasses import dataclass
-from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from inspect import signature
@@ -23,7 +22,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 from fastcore.basics import chunked, patch
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
-from ..core import A3TError, file_hash
+from ..core import A3TError, did_you_mean, file_hash
 from .base import (
     Completion, ContextFull, LanguageModel, as_segments, cut_at_stop, encode_segments, endless,
     without_thoughts)
@@ -687,7 +686,7 @@ def server_arguments(
     if not isinstance(body, dict): raise A3TError(f"body = {body!r} in the setting server must be a dict, such as {{'top_p': 0.9}}")
     for k,v in server.items():
         if k not in known:
-            raise A3TError(f"{k} is unknown in the setting server{meant(k, known)}: it takes {', '.join(known)}; "
+            raise A3TError(f"{k} is unknown in the setting server{did_you_mean(k, known)}: it takes {', '.join(known)}; "
                            'fields of the request itself belong into body')
         if k != 'body' and not fits(v, known[k], k in ('limit', 'attempts', 'timeout')):
             raise A3TError(f'{k} = {v!r} in the setting server does not fit: write it such as {known[k]!r}')
@@ -702,14 +701,6 @@ def fits(
     if isinstance(default, tuple): return isinstance(value, (list, tuple)) and len(value) == len(default) and all(map(fits, value, default))
     number = type(value) is int or type(value) is float and isinstance(default, float)
     return number and (value > 0 if positive else value >= 0)
-
-def meant(
-    name:str, # a name that is unknown
-    known, # the names that are known
-)->str: # e.g. ' (did you mean timeout?)', or ''
-    "A guess at what a mistyped name was meant to be"
-    near = get_close_matches(name, list(known), 1)
-    return f' (did you mean {near[0]}?)' if near else ''
 
 # %% ../../nbs/22_models.api.ipynb #e022b717
 def hub_answers(
