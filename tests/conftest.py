@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 import pytest
 from a3t.envs.base import ToyHouse
+from browser import Browser, find_browser
 
 ROOT = Path(__file__).resolve().parent.parent
 A3T = [sys.executable, '-c', 'import sys; from a3t.cli import main; sys.exit(main())']
@@ -47,6 +48,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def project(tmp_path): return Project(tmp_path)
+
+@pytest.fixture(scope='module')
+def browser():
+    "A headless browser; skipped where there is none"
+    if not (path := find_browser()): pytest.skip('no Chromium or Chrome found: install one, or name it in A3T_BROWSER')
+    b = Browser(path)
+    yield b
+    b.close()
 
 def one_line_error(p, contains):
     "The command failed with exactly one line, which says what is wrong"

@@ -12,7 +12,6 @@ from a3t.report import (plot_success, plot_time, report_dict, report_html, some_
                         training_logs, write_report)
 from a3t.cli import print_results
 from a3t.rounds import open_run, stage_folder
-from browser import Browser, find_browser
 
 EVIL = '<script>alert("&1")</script>'
 
@@ -240,13 +239,6 @@ def test_labels_of_a_plot_do_not_overlap(tmp_path, rounds, types):
     titles = [ax.title.get_window_extent() for ax in fig.axes if ax.axison]
     assert not any(a.overlaps(b) for i,a in enumerate(titles) for b in titles[i + 1:])
     plt.close(fig)
-
-@pytest.fixture(scope='module')
-def browser():
-    if not (path := find_browser()): pytest.skip('no Chromium or Chrome found: install one, or name it in A3T_BROWSER')
-    b = Browser(path)
-    yield b
-    b.close()
 
 @pytest.mark.parametrize('width', [1280, 390])
 def test_the_page_fits_the_screen(browser, tmp_path, width):

@@ -12,7 +12,6 @@ from a3t.core import A3TError, to_row, write_json
 from a3t.envs.base import check_environment, load_environment, play
 from a3t.envs.shopgen import generate_shop, shop_files
 from a3t.shop import TEMPLATES, Shop, page_blocks, read_replays, replayed, serving
-from browser import Browser, find_browser
 from stall import EVIL, GOALS, Stall
 
 ACTIONS = ['search[red mug]', 'click[g000000001]', 'click[red]', 'click[nonsense]', 'click[large]', 'click[buy now]']
@@ -259,13 +258,6 @@ def test_many_at_once(site):
     assert all(results)
 
 # ---- in a real browser
-
-@pytest.fixture(scope='module')
-def browser():
-    if not (path := find_browser()): pytest.skip('no Chromium or Chrome found: install one, or name it in A3T_BROWSER')
-    b = Browser(path)
-    yield b
-    b.close()
 
 def complaints(browser): return [e for e in browser.events if e['method'] in ('Runtime.exceptionThrown', 'Log.entryAdded', 'Page.javascriptDialogOpening')]
 
