@@ -380,7 +380,8 @@ def setup(tmp_path):
     fake.write_text(PYTHON, encoding='utf-8')
     fake.chmod(0o755)
     def run(says='echo Collecting x', at=place, **env):
-        env = {**os.environ, 'PATH':f"{fake.parent}:{os.environ['PATH']}", 'FAKE':str(fake), 'PIP_SAYS':says, **env}
+        outside = {k: v for k, v in os.environ.items() if k not in ('MAKELEVEL', 'MAKEFLAGS', 'MFLAGS')} # of `make test`
+        env = {**outside, 'PATH':f"{fake.parent}:{os.environ['PATH']}", 'FAKE':str(fake), 'PIP_SAYS':says, **env}
         return subprocess.run(['make', '-s', 'setup'], cwd=at, env=env, capture_output=True, encoding='utf-8')
     run.place = place
     return run
