@@ -32,7 +32,7 @@ test-slow: $(STAMP)
 
 bench: $(STAMP)
 	@mkdir -p data/bench
-	@set -e; for nb in nbs/7*_bench.*.ipynb; do name=$${nb##*_bench.}; echo "$$name"; OMP_NUM_THREADS=1 $(BIN)/papermill -k python3 --cwd nbs --no-progress-bar $$nb data/bench/$$name; done
+	@set -e; for nb in nbs/bench/*.ipynb; do echo "$$nb"; OMP_NUM_THREADS=1 $(BIN)/papermill -k python3 --cwd nbs/bench --no-progress-bar $$nb data/bench/$${nb##*/}; done
 	@$(BIN)/python -c "import json; [print(f'{e:10} load and reset {r[\"load\"]:10.2f} ms   {1e3/r[\"step\"]:12,.0f} steps a second') for e,r in json.load(open('data/bench/alfworld.json'))['engines'].items()]"
 	@$(BIN)/python -c "import json; d = json.load(open('data/bench/training.json')); [print(f'{k:24} {r[\"rate\"]:6.0f} tokens/s {r[\"peak\"]/2**30:6.2f} GB') for k,r in d['runs'].items()]"
 

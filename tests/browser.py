@@ -4,7 +4,8 @@ from pathlib import Path
 
 from tornado.websocket import websocket_connect
 
-NAMES = ('chromium-headless-shell', 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome', 'msedge')
+NAMES = ('chromium-headless-shell', 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome',
+         'msedge')
 KEYS = dict(Tab=9, Enter=13, Space=32)
 
 def find_browser():
@@ -17,7 +18,8 @@ class Browser:
         self.folder = tempfile.mkdtemp()
         flags = '--headless --no-sandbox --disable-gpu --hide-scrollbars --remote-debugging-port=0 --no-first-run --disable-dev-shm-usage'.split()
         self.log = open(Path(self.folder)/'log', 'w+', encoding='utf-8')
-        self.process = subprocess.Popen([path, *flags, f'--user-data-dir={self.folder}/profile', 'about:blank'], stderr=self.log, stdout=subprocess.DEVNULL, start_new_session=True)
+        self.process = subprocess.Popen([path, *flags, f'--user-data-dir={self.folder}/profile', 'about:blank'],
+                                        stderr=self.log, stdout=subprocess.DEVNULL, start_new_session=True)
         self.loop, self.n, self.events = asyncio.new_event_loop(), 0, []
         try:
             self.socket = self.loop.run_until_complete(self._connect())
@@ -28,11 +30,14 @@ class Browser:
     async def _connect(self):
         for _ in range(300):
             if m := re.search(r'ws://([\d.:]+)/', Path(self.log.name).read_text(encoding='utf-8')): break
-            if self.process.poll() is not None: raise RuntimeError('the browser does not start: ' + Path(self.log.name).read_text(encoding='utf-8')[-300:])
+            if self.process.poll() is not None:
+                raise RuntimeError('the browser does not start: '
+                                   + Path(self.log.name).read_text(encoding='utf-8')[-300:])
             await asyncio.sleep(.1)
         else: raise RuntimeError('the browser does not answer')
         pages = json.load(urllib.request.urlopen(f'http://{m[1]}/json/list'))
-        return await websocket_connect(next(p for p in pages if p['type'] == 'page')['webSocketDebuggerUrl'], max_message_size=2**26)
+        return await websocket_connect(next(p for p in pages if p['type'] == 'page')['webSocketDebuggerUrl'],
+                                       max_message_size=2**26)
 
     async def _until(self, fits, message=None):
         if message: await self.socket.write_message(json.dumps(message))
@@ -46,7 +51,8 @@ class Browser:
     def send(self, method, **params):
         "A command, and its result"
         self.n += 1
-        answer = self.loop.run_until_complete(self._until(lambda m: m.get('id') == self.n, dict(id=self.n, method=method, params=params)))
+        answer = self.loop.run_until_complete(self._until(lambda m: m.get('id') == self.n,
+                                                          dict(id=self.n, method=method, params=params)))
         if 'error' in answer: raise RuntimeError(f"{method}: {answer['error']}")
         return answer['result']
 
@@ -54,11 +60,15 @@ class Browser:
         "Do something that opens a page, and wait until it is there"
         self.events.clear()
         act()
-        if not any(e['method'] == 'Page.loadEventFired' for e in self.events): self.loop.run_until_complete(self._until(lambda m: m.get('method') == 'Page.loadEventFired'))
-        self.js('new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))')    # the focus is set when the page is drawn
+        if not any(e['method'] == 'Page.loadEventFired' for e in self.events):
+            self.loop.run_until_complete(self._until(lambda m: m.get('method') == 'Page.loadEventFired'))
+        # the focus is set when the page is drawn
+        self.js('new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))')
 
     def goto(self, url): self.loads(lambda: self.send('Page.navigate', url=url))
-    def js(self, code): return self.send('Runtime.evaluate', expression=code, returnByValue=True, awaitPromise=True)['result'].get('value')
+    def js(self, code):
+        return self.send('Runtime.evaluate', expression=code, returnByValue=True,
+                         awaitPromise=True)['result'].get('value')
     def text(self): return self.js('document.body.innerText')
     def type(self, text): self.send('Input.insertText', text=text)
 
@@ -74,16 +84,21 @@ class Browser:
         place = self.js(f'''(() => {{ const e = [...document.querySelectorAll('button, a')].find(e => e.innerText.trim() === {json.dumps(label)} && !e.disabled);
             if (!e) return null; e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect(); return [r.x + r.width/2, r.y + r.height/2] }})()''')
         if place is None: raise AssertionError(f'there is nothing to click named {label!r}: {self.text()[:500]}')
-        for kind in ('mousePressed', 'mouseReleased'): self.send('Input.dispatchMouseEvent', type=kind, x=place[0], y=place[1], button='left', clickCount=1)
+        for kind in ('mousePressed', 'mouseReleased'):
+            self.send('Input.dispatchMouseEvent', type=kind, x=place[0], y=place[1], button='left', clickCount=1)
 
     def tab_to(self, label, most=60):
         "Press Tab until the focus is on something with this label"
         for _ in range(most):
-            if self.js('(e => e.innerText || e.getAttribute("aria-label") || "")(document.activeElement)').strip() == label: return
+            if self.js('(e => e.innerText || e.getAttribute("aria-label") || "")(document.activeElement)').strip(
+                ) == label:
+                return
             self.press('Tab')
         raise AssertionError(f'Tab does not reach {label!r}')
 
-    def picture(self, path): Path(path).write_bytes(base64.b64decode(self.send('Page.captureScreenshot', format='png', captureBeyondViewport=True)['data']))
+    def picture(self, path):
+        Path(path).write_bytes(base64.b64decode(self.send('Page.captureScreenshot', format='png',
+                                                          captureBeyondViewport=True)['data']))
 
     def close(self):
         "End the browser with all its processes: what is started by name is often a script around it"

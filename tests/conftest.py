@@ -11,7 +11,8 @@ A3T = [sys.executable, '-c', 'import sys; from a3t.cli import main; sys.exit(mai
 
 # a success, a failure and another task, to train on
 WON = ToyHouse.exemplar
-LOST = replace(WON, won=False, reward=0., steps=(replace(WON.steps[0], action='go to shelf', observation='At the shelf you see a mug.'),))
+LOST = replace(WON, won=False, reward=0.,
+               steps=(replace(WON.steps[0], action='go to shelf', observation='At the shelf you see a mug.'),))
 OTHER = replace(WON, task='other', goal='another one', steps=WON.steps[:3])
 
 class Project:
@@ -22,10 +23,12 @@ class Project:
         (path/'data').mkdir()
         (ROOT/'data'/'models').mkdir(parents=True, exist_ok=True)
         (path/'data'/'models').symlink_to(ROOT/'data'/'models')
-        self.env = {**os.environ, 'PYTHONPATH':str(ROOT), 'OMP_NUM_THREADS':'1', 'A3T_NOTEBOOKS':str(notebooks or ROOT/'nbs'/'rounds')}
+        self.env = {**os.environ, 'PYTHONPATH':str(ROOT), 'OMP_NUM_THREADS':'1',
+                    'A3T_NOTEBOOKS':str(notebooks or ROOT/'nbs'/'stages')}
 
     def start(self, *args, **kw):
-        return subprocess.Popen([*A3T, *args], cwd=self.path, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8', **kw)
+        return subprocess.Popen([*A3T, *args], cwd=self.path, env=self.env, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, encoding='utf-8', **kw)
 
     def a3t(self, *args, timeout=600, **kw):
         p = self.start(*args, **kw)
@@ -34,7 +37,7 @@ class Project:
 
     def run(self, name): return self.path/'data'/'runs'/name
 
-LONGEST = ('test_frame.py', 'test_webshop.py', 'test_scale.py', 'test_models.py') # minutes each
+LONGEST = ('test_frame.py', 'test_webshop.py', 'test_cluster.py', 'test_models.py') # minutes each
 
 def pytest_collection_modifyitems(items):
     "The longest files first, so that two processes end together"
@@ -43,7 +46,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     "A tiny model with random weights"
-    from a3t.models.local import tiny_model
+    from a3t.models.weights import tiny_model
     return tiny_model(tmp_path_factory.mktemp('m')/'tiny')
 
 @pytest.fixture

@@ -3,14 +3,14 @@ from dataclasses import replace
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq, pytest
 import a3t.accumulate
-from a3t.accumulate import (FILE, PAPER, append, entries, fetch, file_table, is_success, plot_statistics, read, round_statistics, select_training,
-                            shortest, stores, stream, trajectory_files)
+from a3t.accumulate import FILE, PAPER, append, entries, fetch, file_table, is_success, plot_statistics, read, round_statistics, select_training, shortest, stores, stream, trajectory_files
 from a3t.core import A3TError, Step, Trajectory, content_hash, to_row, trajectory_id, write_atomic
 
 ROOT = Path(a3t.accumulate.__file__).parents[1]
 
 def traj(task='t', won=True, source='composed', round=0, reason='r', seed=0):
-    return Trajectory(task, 'pick', 'a goal', 'You see "ü" | a,b\n🦉', (Step(reason, 'go', 'ok', 'sampled'), Step('', 'take', 'done')),
+    return Trajectory(task, 'pick', 'a goal', 'You see "ü" | a,b\n🦉',
+                      (Step(reason, 'go', 'ok', 'sampled'), Step('', 'take', 'done')),
                       1. if won else .25, won, source, round, seed)
 
 def test_round_trip_and_duplicates(tmp_path):
@@ -33,7 +33,8 @@ def test_half_written_is_not_read(tmp_path):
     (tmp_path/'notes.txt').write_text('x')
     assert len(read(tmp_path)) == 1
 
-@pytest.mark.parametrize('spoil', [lambda b: b[:-9], lambda b: b'', lambda b: b[:40]+bytes([b[40]^1])+b[41:], lambda b: b+b'x'])
+@pytest.mark.parametrize('spoil',
+                         [lambda b: b[:-9], lambda b: b'', lambda b: b[:40]+bytes([b[40]^1])+b[41:], lambda b: b+b'x'])
 def test_damage_is_noticed(tmp_path, spoil):
     append(tmp_path, [traj()])
     p, = trajectory_files(tmp_path)
@@ -41,7 +42,8 @@ def test_damage_is_noticed(tmp_path, spoil):
     with pytest.raises(A3TError, match='damaged'): read(tmp_path)
     with pytest.raises(A3TError, match='damaged'): entries(tmp_path)
     shutil.copytree(tmp_path, tmp_path/'copy')
-    with pytest.raises(A3TError, match='damaged'): append(tmp_path/'copy', [traj(reason='new')]) # the first time that this process sees it
+    # the first time that this process sees it
+    with pytest.raises(A3TError, match='damaged'): append(tmp_path/'copy', [traj(reason='new')])
 
 def test_missing_file_is_noticed(tmp_path):
     for i in range(3): append(tmp_path, [traj(reason=str(i))])
@@ -76,7 +78,8 @@ def test_threshold():
     assert select_training([half], threshold=.2) == [half]
 
 def test_statistics():
-    ts = [traj('a'), traj('b', False, 'policy'), traj('a', reason='2', round=1), traj('b', round=1), traj('a', False, 'policy', 1)]
+    ts = [traj('a'), traj('b', False, 'policy'), traj('a', reason='2', round=1), traj('b', round=1),
+          traj('a', False, 'policy', 1)]
     d = round_statistics(ts, 4)
     assert d.loc[0].tolist() == [1, 0, 1, 25.] and d.loc[1].tolist() == [4, 1, 2, 50.]
     assert list(d.columns) == ['trajectories', 'failed', 'solved', 'success']
@@ -85,7 +88,8 @@ def test_statistics():
 
 def test_files_of_earlier_versions_are_read(tmp_path):
     "Without the later fields; the id is what it was"
-    traj = Trajectory('t', 'put', 'goal', 'room', (Step('why', 'look', 'a desk', 'sampled'),), 1., True, 'composed', 2, 7)
+    traj = Trajectory('t', 'put', 'goal', 'room', (Step('why', 'look', 'a desk', 'sampled'),), 1., True, 'composed', 2,
+                      7)
     row = to_row(traj)
     del row['full']
     row['steps'] = json.dumps([{k:v for k,v in s.items() if k != 'cut'} for s in json.loads(row['steps'])])
@@ -111,11 +115,14 @@ def test_statistics_count_what_is_selected():
         for r in range(4):
             kept = select_training([t for t in ts if t.round <= r], margin, threshold)
             won = [t for t in kept if is_success(t, threshold)]
-            assert stats.loc[r].tolist() == [len(kept), len(kept) - len(won), len({t.task for t in won}), 10.*len({t.task for t in won})]
+            assert stats.loc[r].tolist() == [len(kept), len(kept) - len(won), len({t.task for t in won}),
+                                             10.*len({t.task for t in won})]
 
 def test_entries_choose_like_trajectories(tmp_path):
     rng = random.Random(1)
-    for i in range(5): append(tmp_path, [traj(rng.choice('abc'), rng.random() < .5, rng.choice(['policy', 'composed']), i, f'{i} {j}') for j in range(20)])
+    for i in range(5):
+        append(tmp_path, [traj(rng.choice('abc'), rng.random() < .5, rng.choice(['policy', 'composed']), i, f'{i} {j}')
+                          for j in range(20)])
     ts, es = read(tmp_path), entries(tmp_path)
     assert list(stream(tmp_path)) == ts == list(fetch(es)) and list(fetch(es[::-3])) == ts[::-3]
     assert [(e.task, e.task_type, e.reward, e.won, e.source, e.round, e.seed) for e in es] == [
@@ -147,7 +154,9 @@ def test_first_append_reads_ids_only(tmp_path, monkeypatch):
     for i in range(3): append(tmp_path/'a', [traj(reason=str(i))])
     shutil.copytree(tmp_path/'a', tmp_path/'b')
     asked = []
-    monkeypatch.setattr(a3t.accumulate, 'file_table', lambda path, columns=None: asked.append((path.name[:5], columns)) or file_table(path, columns))
+    monkeypatch.setattr(a3t.accumulate,
+                        'file_table', lambda path, columns=None: asked.append((path.name[:5], columns))
+                        or file_table(path, columns))
     assert append(tmp_path/'b', [traj(reason='1')]) == 0 and asked == [(f'{i:05d}', ['id']) for i in range(3)]
 
 def test_append_sees_what_others_did(tmp_path):
@@ -174,9 +183,12 @@ def test_wrong_folder(tmp_path):
     for r in range(5): append(run/f'round_{r:02d}'/'trajectories', [traj()])
     (run/'run.json').write_text('{}')
     file = trajectory_files(run/'round_00'/'trajectories')[0]
-    for wrong, said in ((tmp_path/'runs'/'typo', r'typo does not exist: .*runs holds mine\. Pass the folder of a store'),
-                        (run, 'mine is not a trajectory store, but holds round_00/trajectories, round_01/trajectories, round_02/trajectories and 2 more'),
-                        (run/'run.json', 'run.json is a file, not a trajectory store. Pass its folder'), (file, 'is a file')):
+    for wrong, said in ((tmp_path/'runs'/'typo',
+                         r'typo does not exist: .*runs holds mine\. Pass the folder of a store'),
+                        (run, 'mine is not a trajectory store, but holds round_00/trajectories, round_01/trajectories, '
+                              'round_02/trajectories and 2 more'),
+                        (run/'run.json', 'run.json is a file, not a trajectory store. Pass its folder'),
+                        (file, 'is a file')):
         for use in (read, entries, stream, trajectory_files):
             with pytest.raises(A3TError, match=said) as e: use(wrong)
             assert '\n' not in str(e.value)
@@ -213,8 +225,10 @@ def test_shortest():
 
 # pyarrow's threads can abort Python at its end ("terminate called without an active exception", status 134)
 
-QUIET = "import os, sys; from a3t.accumulate import append, entries, fetch, read; from a3t.core import Trajectory; append(sys.argv[1], [Trajectory('t', 'x', 'g', 'o', seed=1)]); "
-USE = "n = len(os.listdir('/proc/self/task')); list(fetch(entries(sys.argv[1]))), read(sys.argv[1]); sys.exit(len(os.listdir('/proc/self/task')) - n)"
+QUIET = ("import os, sys; from a3t.accumulate import append, entries, fetch, read; from a3t.core import Trajectory; "
+         "append(sys.argv[1], [Trajectory('t', 'x', 'g', 'o', seed=1)]); ")
+USE = ("n = len(os.listdir('/proc/self/task')); list(fetch(entries(sys.argv[1]))), read(sys.argv[1]); "
+       "sys.exit(len(os.listdir('/proc/self/task')) - n)")
 
 def end_well(store, n):
     "Start processes that read a store, two at a time; their exit statuses"
@@ -239,7 +253,8 @@ def code_of(path):
 
 def threaded(code):
     "Calls that read Parquet or make pandas tables of Arrow's, and may start threads"
-    reads = {'read_table', 'read_parquet', 'to_pandas', 'read_pandas', 'ParquetDataset', 'read_row_groups', 'read_row_group', 'iter_batches', 'read_feather'}
+    reads = {'read_table', 'read_parquet', 'to_pandas', 'read_pandas', 'ParquetDataset', 'read_row_groups',
+             'read_row_group', 'iter_batches', 'read_feather'}
     def bad(call):
         f = call.func
         name = f.attr if isinstance(f, ast.Attribute) else getattr(f, 'id', '')
@@ -249,9 +264,12 @@ def threaded(code):
     return [ast.unparse(n) for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call) and bad(n)]
 
 def test_nobody_reads_with_threads():
-    assert threaded('pq.read_table(x)') and threaded('ParquetFile(f).read()') and threaded('pd.read_parquet(p)') and threaded('t.to_pandas(use_threads=True)')
+    assert (threaded('pq.read_table(x)') and threaded('ParquetFile(f).read()') and threaded('pd.read_parquet(p)')
+            and threaded('t.to_pandas(use_threads=True)'))
     assert not threaded('pq.read_table(x, use_threads=False)') and not threaded('p.read()')
-    files = [p for d in ('a3t', 'nbs') for e in ('*.py', '*.ipynb') for p in (ROOT/d).rglob(e) if '.ipynb_checkpoints' not in p.parts]
+    files = [p for d in ('a3t', 'nbs') for e in ('*.py', '*.ipynb') for p in (ROOT/d).rglob(e)
+             if '.ipynb_checkpoints' not in p.parts]
     assert len(files) > 60
-    found = {str(p.relative_to(ROOT)):bad for p in files if any(w in p.read_text() for w in ('arrow', 'parquet')) and (bad := threaded(code_of(p)))}
+    found = {str(p.relative_to(ROOT)):bad for p in files if any(w in p.read_text() for w in ('arrow', 'parquet'))
+             and (bad := threaded(code_of(p)))}
     assert found == {}

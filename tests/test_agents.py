@@ -6,13 +6,18 @@ from hypothesis import given, strategies as st
 from a3t.agents import ActRe, Cut, OneOf, ReAct, Sampler, Script, Wording, episode, held_thing, invalid_run, rollout, sample_action
 from a3t.compose import annotate, compose, compose_all
 from a3t.core import A3TError, Step, Trajectory
-from a3t.envs.alfgen import generate_games
-from a3t.envs.alfsim import AlfSim
-from a3t.envs.alfworld import EXEMPLAR, AlfWorld
-from a3t.envs.base import TextEnv, ToyHouse, check_environment, play
-from a3t.explore import Habits, Whereabouts, add_search, clairvoyant, explore, first_successes, habit, imitate, settle, shrink, wins
-from a3t.models.base import ContextFull, ScriptedModel, encode_segments, gather, toy_tokenizer
-from a3t.models.local import LocalModel, load_model
+from a3t.envs.alfworld.generator import generate_games
+from a3t.envs.alfworld.simulator import AlfSim
+from a3t.envs.alfworld.engine import EXEMPLAR, AlfWorld
+from a3t.envs.base import TextEnv, ToyHouse, play
+from a3t.envs.contract import check_environment
+from a3t.opening.imitate import Habits, habit, imitate
+from a3t.opening.search import Whereabouts, add_search, clairvoyant, first_successes, settle
+from a3t.opening.explore import explore, shrink, wins
+from a3t.models.base import ContextFull, encode_segments, gather, toy_tokenizer
+from a3t.models.scripted import ScriptedModel
+from a3t.models.local import LocalModel
+from a3t.models.weights import load_model
 from a3t.prompts import ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, one_line, parse_step, render_step, segments, steps_of
 
 words = st.text(st.characters(blacklist_categories=('Cs', 'Cc')), max_size=40).map(one_line)
@@ -53,29 +58,38 @@ def sentences(goal, before, action):
 
 def test_the_exemplar_explains_itself():
     w = Wording(EXEMPLAR, NAMES)
-    for i,s in enumerate(EXEMPLAR.steps): assert s.reason in w.sentences(replace(EXEMPLAR, steps=EXEMPLAR.steps[:i]), s.action)
+    for i,s in enumerate(EXEMPLAR.steps):
+        assert s.reason in w.sentences(replace(EXEMPLAR, steps=EXEMPLAR.steps[:i]), s.action)
 
 @pytest.mark.parametrize('goal,before,action,there,never', [
     ('clean some fork and put it in shelf.', [], 'go to desk 1', 'I need a fork and see none.', 'need a clean'),
-    ('clean some fork and put it in shelf.', ['take fork 2 from desk 1'], 'go to sinkbasin 1', 'I hold fork 2 and the task says clean.', 'shelf'),
-    ('clean some fork and put it in shelf.', ['take fork 2 from desk 1', 'clean fork 2 with sinkbasin 1'], 'go to shelf 3', 'I hold fork 2 and the task says shelf.', 'clean'),
-    ('heat some cup and put it in shelf.', ['take cup 2 from desk 1'], 'heat cup 2 with microwave 1', 'I hold cup 2 at microwave 1 and the task says heat.', 'mug'),
-    ('put two bowl in shelf.', ['take bowl 2 from desk 1', 'move bowl 2 to shelf 1'], 'go to desk 1', 'I need a bowl and see none.', 'hold'),
-    ('find two bowl and put them in shelf.', [], 'take bowl 2 from desk 1', 'I need a bowl and see bowl 2.', 'see none')])
+    ('clean some fork and put it in shelf.', ['take fork 2 from desk 1'], 'go to sinkbasin 1',
+     'I hold fork 2 and the task says clean.', 'shelf'),
+    ('clean some fork and put it in shelf.', ['take fork 2 from desk 1', 'clean fork 2 with sinkbasin 1'],
+     'go to shelf 3', 'I hold fork 2 and the task says shelf.', 'clean'),
+    ('heat some cup and put it in shelf.', ['take cup 2 from desk 1'], 'heat cup 2 with microwave 1',
+     'I hold cup 2 at microwave 1 and the task says heat.', 'mug'),
+    ('put two bowl in shelf.', ['take bowl 2 from desk 1', 'move bowl 2 to shelf 1'], 'go to desk 1',
+     'I need a bowl and see none.', 'hold'),
+    ('find two bowl and put them in shelf.', [], 'take bowl 2 from desk 1', 'I need a bowl and see bowl 2.',
+     'see none')])
 def test_names_keep_their_roles(goal, before, action, there, never):
     found = sentences(goal, before, action)
     assert there in found and not any(never in s for s in found), found
 
 def test_held():
     assert held_thing(NAMES, ['take mug 1 from desk 1', 'go to shelf 1'], {'move'}) == ['mug 1']
-    assert held_thing(NAMES, ['take mug 1 from desk 1', 'move mug 1 to shelf 1'], {'move'}) == held_thing(NAMES, [], {'move'}) == []
+    assert held_thing(NAMES, ['take mug 1 from desk 1', 'move mug 1 to shelf 1'], {'move'}) == held_thing(NAMES, [],
+        {'move'}) == []
 
 def test_what_was_not_taken_is_not_held():
     steps = (Step('', 'take mug 1 from desk 1', 'Nothing happens.', valid=False),)
-    assert all('hold' not in s for s in Wording(EXEMPLAR, NAMES).sentences(replace(EXEMPLAR, steps=steps), 'go to desk 1'))
+    assert all('hold' not in s for s in Wording(EXEMPLAR, NAMES).sentences(replace(EXEMPLAR, steps=steps),
+                                                                           'go to desk 1'))
 
 def test_an_exemplar_without_reasons_is_refused():
-    with pytest.raises(A3TError, match='no reasons'): Wording(replace(EXEMPLAR, steps=tuple(replace(s, reason='') for s in EXEMPLAR.steps)), NAMES)
+    with pytest.raises(A3TError, match='no reasons'):
+        Wording(replace(EXEMPLAR, steps=tuple(replace(s, reason='') for s in EXEMPLAR.steps)), NAMES)
 
 def test_one_of():
     tok = toy_tokenizer()
@@ -120,7 +134,8 @@ def test_budgets():
     assert made == compose_all(ToyHouse, [TASK], deaf, actre, most=60, least=3, stop_successes=1, p=1)
 
 def test_annotate_keeps_the_policys_reasons():
-    traj = replace(ToyHouse.exemplar, steps=tuple(replace(s, actor=a) for s,a in zip(ToyHouse.exemplar.steps, ('policy', 'sampled')*2)))
+    traj = replace(ToyHouse.exemplar,
+                   steps=tuple(replace(s, actor=a) for s,a in zip(ToyHouse.exemplar.steps, ('policy', 'sampled')*2)))
     done = gather([annotate(traj, actre)])[0]
     assert [s.reason for s in done.steps] == [traj.steps[0].reason, 'Because.', traj.steps[2].reason, 'Because.']
 
@@ -134,25 +149,35 @@ def test_plain_functions_act():
             try: f(*args).send(None)
             except StopIteration as e: return e.value
         return g
-    tasks, bare = ToyHouse().tasks('train')[:4], replace(ToyHouse.exemplar, steps=tuple(replace(s, actor='sampled', reason='') for s in ToyHouse.exemplar.steps))
+    tasks, bare = ToyHouse().tasks('train')[:4], replace(ToyHouse.exemplar,
+        steps=tuple(replace(s, actor='sampled', reason='') for s in ToyHouse.exemplar.steps))
     assert rollout(ToyHouse, tasks, acts) == rollout(ToyHouse, tasks, plainly(acts))
-    made = [compose_all(ToyHouse, tasks, f, g, most=3, p=.5) for f in (acts, plainly(acts)) for g in (says, plainly(says))]
-    assert made[0] == made[1] == made[2] == made[3] and {s.actor for t in made[0] for s in t.steps} == {'policy', 'sampled'}
+    made = [compose_all(ToyHouse, tasks, f, g, most=3, p=.5) for f in (acts, plainly(acts))
+            for g in (says, plainly(says))]
+    assert made[0] == made[1] == made[2] == made[3] and {s.actor for t in made[0] for s in t.steps} == {'policy',
+                                                                                                        'sampled'}
     assert gather([annotate(bare, says)]) == gather([annotate(bare, plainly(says))])
 
-@pytest.mark.parametrize('said', ['look', None, ('look',), ('so', None), (1, 'look'), ('so', 'look', 'more'), {'so':'look'}])
+@pytest.mark.parametrize('said',
+                         ['look', None, ('look',), ('so', None), (1, 'look'), ('so', 'look', 'more'), {'so':'look'}])
 def test_what_a_policy_must_return(said):
-    with pytest.raises(A3TError, match='a policy must return a reason and an action, two strings') as e: rollout(ToyHouse, [TASK], lambda *a: said)
+    with pytest.raises(A3TError, match='a policy must return a reason and an action, two strings') as e:
+        rollout(ToyHouse, [TASK], lambda *a: said)
     assert '\n' not in str(e.value) and repr(said)[:20] in str(e.value)
 
-@pytest.mark.parametrize('wrong', [lambda traj, info: ('', 'look'), lambda: ('', 'look'), 'look', None, lambda traj, info, seed, more: ('', 'look')])
+@pytest.mark.parametrize('wrong',
+                         [lambda traj, info: ('', 'look'), lambda: ('', 'look'), 'look',
+                          None, lambda traj, info, seed, more: ('', 'look')])
 def test_what_a_policy_must_take(wrong):
-    for act in (lambda: rollout(ToyHouse, [TASK], wrong), lambda: compose_all(ToyHouse, [TASK], wrong, lambda *a: 'x', most=1, p=0), lambda: compose_all(ToyHouse, [TASK], deaf, wrong, most=1, p=1)):
-        with pytest.raises(A3TError, match=r'must be a function of \(trajectory, (info|action), seed\), but .* is not: ') as e: act()
+    for act in (lambda: rollout(ToyHouse, [TASK], wrong), lambda: compose_all(ToyHouse, [TASK], wrong, lambda *a: 'x',
+        most=1, p=0), lambda: compose_all(ToyHouse, [TASK], deaf, wrong, most=1, p=1)):
+        with pytest.raises(A3TError, match=r'must be a function of \(trajectory, (info|action), seed\), but .* is not: ') as e:
+            act()
         assert '\n' not in str(e.value)
 
 def test_what_actre_must_return():
-    with pytest.raises(A3TError, match='ActRe must return a reason, a string, but this one returned None'): compose_all(ToyHouse, [TASK], deaf, lambda *a: None, most=1, p=1)
+    with pytest.raises(A3TError, match='ActRe must return a reason, a string, but this one returned None'):
+        compose_all(ToyHouse, [TASK], deaf, lambda *a: None, most=1, p=1)
 
 # -- a full context
 
@@ -160,14 +185,18 @@ class Small(ScriptedModel):
     "A model whose context is so many characters"
     def __init__(self, replies, room): super().__init__(replies); self.room = room
     async def complete(self, prompt, **kw):
-        if (n := len(''.join(prompt))) > self.room: raise ContextFull(f'the prompt has {n} tokens, but the context is {self.room}: raise the setting context')
+        if (n := len(''.join(prompt))) > self.room:
+            raise ContextFull(f'the prompt has {n} tokens, but the context is {self.room}: raise the setting context')
         return await super().complete(prompt, **kw)
 
 def test_an_episode_that_fills_the_context_is_lost():
     lm, tasks = Small(lambda prompt: 'act[look]', 200), ToyHouse().tasks('train')[:6]
-    made = rollout(ToyHouse, tasks, lambda traj, info, seed: ReAct(lm)(traj, info, seed) if traj.task != tasks[0] else ('', 'look'))
+    made = rollout(ToyHouse, tasks, lambda traj, info, seed: ReAct(lm)(traj, info, seed) if traj.task != tasks[0]
+                   else ('', 'look'))
     assert [t.full for t in made] == [False] + [True]*5 and not any(t.won for t in made)
-    assert all(0 < len(t) < ToyHouse().max_steps for t in made[1:]) and len(made[0]) == ToyHouse().max_steps and 'context was full' in made[1]._repr_html_()
+    assert all(0 < len(t) < ToyHouse().max_steps
+               for t in made[1:]) and len(made[0]) == ToyHouse().max_steps and 'context was full' in made[
+               1]._repr_html_()
 
 def test_a_first_prompt_that_does_not_fit_loses_its_episode_alone():
     class Wordy(ToyHouse):
@@ -179,19 +208,28 @@ def test_a_first_prompt_that_does_not_fit_loses_its_episode_alone():
 
 def test_an_exemplar_that_does_not_fit_is_an_error_of_the_settings():
     lm = Small(lambda p: 'act[look]', 100)
-    for agent in (lambda: rollout(ToyHouse, [TASK], ReAct(lm, 'Play.', ToyHouse.exemplar)), lambda: compose_all(ToyHouse, [TASK], deaf, ActRe(lm, ToyHouse.exemplar), most=1, p=1),
-                  lambda: gather([annotate(replace(ToyHouse.exemplar, steps=tuple(replace(s, actor='sampled') for s in ToyHouse.exemplar.steps)), ActRe(lm, ToyHouse.exemplar))])):
-        with pytest.raises(A3TError, match='the instruction and the exemplar alone fill the context.*raise the setting context') as e: agent()
+    for agent in (lambda: rollout(ToyHouse, [TASK],
+                                  ReAct(lm, 'Play.', ToyHouse.exemplar)), lambda: compose_all(ToyHouse, [TASK], deaf,
+                                  ActRe(lm, ToyHouse.exemplar), most=1, p=1),
+                  lambda: gather([annotate(replace(ToyHouse.exemplar,
+                  steps=tuple(replace(s, actor='sampled') for s in ToyHouse.exemplar.steps)),
+                  ActRe(lm, ToyHouse.exemplar))])):
+        with pytest.raises(A3TError, match='the instruction and the exemplar alone fill the context.*raise the setting '
+                                           'context') as e:
+            agent()
         assert not isinstance(e.value, ContextFull) and '\n' not in str(e.value)
 
 def test_composing_and_annotating_lose_what_fills_the_context():
     long = ActRe(Small(lambda p: 'Because.]', 300), instruction='Why?')
     made = compose_all(ToyHouse, ToyHouse().tasks('train')[:4], deaf, long, most=3, p=.6)
     lost = [t for t in made if t.full]
-    assert lost and not any(t.won for t in lost) and all(len(t) < 10 and [s.reason for s in t.steps if s.actor == 'sampled'].count('') == 0 for t in lost)
-    bare = replace(ToyHouse.exemplar, steps=tuple(replace(s, actor='sampled', reason='') for s in ToyHouse.exemplar.steps*3))
+    assert lost and not any(t.won for t in lost) and all(len(t) < 10
+        and [s.reason for s in t.steps if s.actor == 'sampled'].count('') == 0 for t in lost)
+    bare = replace(ToyHouse.exemplar,
+                   steps=tuple(replace(s, actor='sampled', reason='') for s in ToyHouse.exemplar.steps*3))
     told = gather([annotate(bare, long)])[0]
-    assert bare.won and told.full and not told.won and 0 < len(told) < len(bare) and all(s.reason == 'Because.' for s in told.steps)
+    assert bare.won and told.full and not told.won and 0 < len(told) < len(bare) and all(s.reason == 'Because.'
+                                                                                         for s in told.steps)
 
 def test_a_small_local_model_plays_on(folder):
     lm = LocalModel(*load_model(folder, device='cpu'), slots=4, context=260)
@@ -202,11 +240,14 @@ def test_a_small_local_model_plays_on(folder):
 
 def test_a_cut_is_recorded():
     class Short(ScriptedModel):
-        async def complete(self, prompt, **kw): return replace(await super().complete(prompt, **kw), finish='length', token_ids=[0]*kw['max_tokens'])
+        async def complete(self, prompt, **kw):
+            return replace(await super().complete(prompt, **kw), finish='length', token_ids=[0]*kw['max_tokens'])
     cut, whole = Short(lambda p: 'I need the blue key, which may'), ScriptedModel(lambda p: 'Because.]')
-    assert all(s.cut for s in rollout(ToyHouse, [TASK], ReAct(cut))[0].steps) and not any(s.cut for s in rollout(ToyHouse, [TASK], ReAct(whole))[0].steps)
+    assert all(s.cut for s in rollout(ToyHouse, [TASK], ReAct(cut))[0].steps) and not any(s.cut
+        for s in rollout(ToyHouse, [TASK], ReAct(whole))[0].steps)
     made = compose_all(ToyHouse, [TASK], ReAct(whole), ActRe(cut), most=4, p=.5)
-    assert {(s.actor, s.cut) for t in made for s in t.steps} == {('policy', False), ('sampled', True)} and all(type(s.reason) is str for t in made for s in t.steps)
+    assert {(s.actor, s.cut) for t in made for s in t.steps} == {('policy', False),
+        ('sampled', True)} and all(type(s.reason) is str for t in made for s in t.steps)
 
 def test_what_the_context_cuts_is_no_answer(folder):
     "It is not the limit of tokens that cut: the episode is lost, and nothing is recorded as cut"
@@ -220,25 +261,32 @@ def test_what_the_context_cuts_is_no_answer(folder):
             out = await super().complete(prompt, max_tokens=max_tokens, **kw)
             return replace(out, finish='length', token_ids=out.token_ids[:max_tokens])
     thinker = Endless(lambda p: 'A mug, perhaps. ' if p.endswith('<think>\n') else '<think>')
-    made = rollout(ToyHouse, [TASK], ReAct(thinker, max_tokens=7)) # the thought fills the context, long before 2,048 tokens
+    # the thought fills the context, long before 2,048 tokens
+    made = rollout(ToyHouse, [TASK], ReAct(thinker, max_tokens=7))
     assert made[0].full and not made[0].steps
 
 def test_a_bound_reason_ends_where_its_sentence_ends(folder):
     "Whatever the limit is; random weights choose at random"
     lm, house = LocalModel(*load_model(folder, device='cpu'), slots=4), ToyHouse()
     exemplar = ToyHouse.exemplar
-    said = gather([ActRe(lm, exemplar, grounded=house, temperature=1., max_tokens=2)(exemplar, a, seed) for a in ('go to desk', 'take pen', 'open drawer') for seed in range(3)])
-    allowed = [s for a in ('go to desk', 'take pen', 'open drawer') for s in Wording(exemplar, house).sentences(exemplar, a)]
+    said = gather([ActRe(lm, exemplar, grounded=house, temperature=1., max_tokens=2)(exemplar, a, seed)
+                   for a in ('go to desk', 'take pen', 'open drawer') for seed in range(3)])
+    allowed = [s for a in ('go to desk', 'take pen', 'open drawer')
+               for s in Wording(exemplar, house).sentences(exemplar, a)]
     assert set(said) <= set(allowed) and not any(isinstance(s, Cut) for s in said)
     free = gather([ActRe(lm, exemplar, temperature=1., max_tokens=2)(exemplar, 'take pen', seed) for seed in range(3)])
     assert all(isinstance(s, Cut) for s in free)
-    lm.engine.context = len(encode_segments(lm.tokenizer, actre_brief_segments(exemplar, 'go to desk', ACTRE_INSTRUCTION, exemplar))) + 3
-    with pytest.raises(ContextFull, match='the context was full'): gather([ActRe(lm, exemplar, grounded=house)(exemplar, 'go to desk')])
+    lm.engine.context = len(encode_segments(lm.tokenizer,
+                                            actre_brief_segments(exemplar, 'go to desk', ACTRE_INSTRUCTION,
+                                                                 exemplar))) + 3
+    with pytest.raises(ContextFull, match='the context was full'):
+        gather([ActRe(lm, exemplar, grounded=house)(exemplar, 'go to desk')])
 
 # -- exploration
 
 @pytest.fixture(scope='module')
-def house(): return AlfSim(generate_games(3, train=12, seen=0, unseen=0, receptacles=(5, 7), objects=(6, 8)), max_steps=10**9)
+def house():
+    return AlfSim(generate_games(3, train=12, seen=0, unseen=0, receptacles=(5, 7), objects=(6, 8)), max_steps=10**9)
 
 def test_what_is_found_wins_and_is_short(house):
     solved = 0
@@ -253,7 +301,8 @@ def test_what_is_found_wins_and_is_short(house):
         searched = add_search(house, play(house, task, best), looks=3)
         assert searched.won and all(s.valid for s in searched.steps)
         settled = settle(house, task, best)
-        assert wins(house, task, settled) == len(settled) and (settled == best or not clairvoyant(play(house, task, settled)))
+        assert wins(house, task, settled) == len(settled) and (settled == best
+                                                               or not clairvoyant(play(house, task, settled)))
     assert solved >= 8
 
 def test_search_goes_where_things_were_found(house):
@@ -263,7 +312,8 @@ def test_search_goes_where_things_were_found(house):
     _, info = house.reset(options={'task':successes[0].task})
     order = where.order(kind, info['admissible_actions'], '', house.reset(options={'task':successes[0].task})[0])
     chances = [where.chance(kind, a) for a in order]
-    assert order and chances == sorted(chances, reverse=True) and all(chances) and set(order) <= set(info['admissible_actions'])
+    assert order and chances == sorted(chances,
+                                       reverse=True) and all(chances) and set(order) <= set(info['admissible_actions'])
     assert not any(where.chance(kind, a) for a in info['admissible_actions'] if a not in order)
     for t in successes:
         found = add_search(house, t, looks=20, where=where)
@@ -271,12 +321,14 @@ def test_search_goes_where_things_were_found(house):
         assert add_search(house, t, looks=0, where=where).won
 
 def test_what_was_come_upon_is_taken_instead():
-    env = AlfSim(generate_games(5, train=6, seen=0, unseen=0, types=('pick',), receptacles=(6, 8), objects=(14, 18)), max_steps=10**9)
+    env = AlfSim(generate_games(5, train=6, seen=0, unseen=0, types=('pick',), receptacles=(6, 8), objects=(14, 18)),
+                 max_steps=10**9)
     for task in env.tasks('train'):
         for t in first_successes(env, task, variants=3, looks=20):
             n, taken = next((i, env.things(a)[0]) for i,a in enumerate(t.actions) if a.startswith('take'))
             seen = [s for s in t.steps[:n] if f'{env.kind(taken)} ' in s.observation]
-            assert seen and (taken in seen[0].observation or t.goal.rstrip('.').endswith(env.kind(env.things(seen[0].action)[0])))
+            assert seen and (taken in seen[0].observation
+                             or t.goal.rstrip('.').endswith(env.kind(env.things(seen[0].action)[0])))
 
 def test_exploring_is_repeatable(house):
     task = house.tasks('train')[0]
@@ -288,12 +340,17 @@ def test_no_budget_no_success(house): assert first_successes(house, house.tasks(
 # -- imitation
 
 def test_habits_are_without_names():
-    actions = ['go to fridge 1', 'go to cabinet 2', 'open cabinet 2', 'take mug 1 from cabinet 2', 'go to sinkbasin 1', 'clean mug 1 with sinkbasin 1', 'go to shelf 3', 'move mug 1 to shelf 3']
+    actions = ['go to fridge 1', 'go to cabinet 2', 'open cabinet 2', 'take mug 1 from cabinet 2', 'go to sinkbasin 1',
+               'clean mug 1 with sinkbasin 1', 'go to shelf 3', 'move mug 1 to shelf 3']
     what, kinds, enabling = habit(NAMES, actions)
-    assert what == ((('go to {}', (0,)), ('take {} from {}', (1, 2)), ('clean {} with {}', (1, 3)), ('move {} to {}', (1, 4))), (0, 1, 2, 3, 4))
-    assert kinds == ('fridge', 'mug', 'cabinet', 'sinkbasin', 'shelf') and enabling['take {} from {}'] == ['go to {}', 'open {}']
-    two = habit(NAMES, ['take mug 1 from desk 1', 'move mug 1 to shelf 1', 'take mug 2 from desk 1', 'move mug 2 to shelf 1'])[0]
-    assert two[0] == (('take {} from {}', (0, 1)), ('move {} to {}', (0, 2)), ('take {} from {}', (3, 1)), ('move {} to {}', (3, 2))) and two[1] == (0, 1, 2, 0)
+    assert what == ((('go to {}', (0,)), ('take {} from {}', (1, 2)), ('clean {} with {}', (1, 3)),
+                     ('move {} to {}', (1, 4))), (0, 1, 2, 3, 4))
+    assert kinds == ('fridge', 'mug', 'cabinet', 'sinkbasin', 'shelf') and enabling['take {} from {}'] == ['go to {}',
+                                                                                                           'open {}']
+    two = habit(NAMES, ['take mug 1 from desk 1', 'move mug 1 to shelf 1', 'take mug 2 from desk 1',
+                        'move mug 2 to shelf 1'])[0]
+    assert two[0] == (('take {} from {}', (0, 1)), ('move {} to {}', (0, 2)), ('take {} from {}', (3, 1)),
+                      ('move {} to {}', (3, 2))) and two[1] == (0, 1, 2, 0)
 
 def test_imitation_wins_by_the_reward_alone(house):
     found = {t:shrink(house, t, a) for t in house.tasks('train') if (a := explore(house, t, 20_000)[0])}
@@ -303,19 +360,24 @@ def test_imitation_wins_by_the_reward_alone(house):
         assert way is None or wins(house, t, way) == len(way) <= n
         won += way is not None
     assert won >= len(found)/3
-    assert imitate(house, t, Habits(house, []), 20_000)[0] is None and imitate(house, t, Habits(house, [('', a) for a in found.values()]), 1)[0] is None
+    assert imitate(house, t, Habits(house, []), 20_000)[0] is None and imitate(house, t,
+        Habits(house, [('', a) for a in found.values()]), 1)[0] is None
 
 def test_kinds_that_never_change_are_fixed():
-    h = Habits(NAMES, [('', [f'take mug 1 from desk {i}', 'clean mug 1 with sinkbasin 1', f'move mug 1 to shelf {i}']) for i in (1, 2, 3)] + [('', ['take pan 1 from desk 1', 'clean pan 1 with sinkbasin 2', 'move pan 1 to bed 1'])])
+    h = Habits(NAMES, [('', [f'take mug 1 from desk {i}', 'clean mug 1 with sinkbasin 1', f'move mug 1 to shelf {i}'])
+                       for i in (1, 2, 3)] + [('', ['take pan 1 from desk 1', 'clean pan 1 with sinkbasin 2',
+                                                    'move pan 1 to bed 1'])])
     (what,) = h.kinds
     assert h.fixed(what) == {1:'desk', 2:'sinkbasin'}
 
 def test_a_thought_is_not_the_step():
     "Any text model may think first: the policy's action and ActRe's reason are what comes after the thought"
     def reply(prompt):
-        if prompt.endswith('</think>\n\n'): return 'I need a mug.]\nact' if '] think[<think>' in prompt else 'think[A mug.] act[look]\nYou see'
+        if prompt.endswith('</think>\n\n'):
+            return 'I need a mug.]\nact' if '] think[<think>' in prompt else 'think[A mug.] act[look]\nYou see'
         return 'Which?\nact[no]\n</think>\nact[no]' if prompt.endswith('<think>\n') else '<think>\nWhich?\n'
-    at_once = lambda p: '<think>Which?</think> ' + ('I need a mug.]' if p.endswith('think[') else 'think[A mug.] act[look]')
+    at_once = lambda p: '<think>Which?</think> ' + ('I need a mug.]' if p.endswith('think[')
+                                                    else 'think[A mug.] act[look]')
     for said in (reply, at_once):
         lm, env = ScriptedModel(said), ToyHouse()
         traj = Trajectory('task', 'pick', 'put the mug on the desk.', 'You see a desk.')

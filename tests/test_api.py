@@ -4,12 +4,15 @@ from a3t.agents import ActRe, ReAct, rollout
 from a3t.compose import compose_all
 from a3t.core import A3TError, load_settings
 from a3t.envs.base import load
-from a3t.models.api import (
-    Refused, ServerModel, ToyServer, api_key, language_model, load_tokenizer, model_arguments, proxy_for,
-    read_choice, split_address, without_echo)
-from a3t.models.base import ContextFull, encode_segments, gather, without_thoughts
-from a3t.models.local import LocalModel, find_gguf, load_model, tiny_model
-from a3t.scale import LoadedThere
+from a3t.models.server import Refused, ServerModel, proxy_for
+from a3t.models.toyserver import ToyServer
+from a3t.models.address import api_key, split_address
+from a3t.models.api import language_model, load_tokenizer, model_arguments, read_choice, without_echo
+from a3t.models.base import ContextFull, encode_segments, gather
+from a3t.models.thoughts import without_thoughts
+from a3t.models.local import LocalModel
+from a3t.models.weights import find_gguf, load_model, tiny_model
+from a3t.runs.cluster import LoadedThere
 
 torch.set_num_threads(1)
 MOVE = 'act[look]'
@@ -43,7 +46,8 @@ def serve(port=0):
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             port = s.getsockname()[1]
-    p = subprocess.Popen([sys.executable, '-c', SERVE, str(find_gguf()), str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    p = subprocess.Popen([sys.executable, '-c', SERVE, str(find_gguf()), str(port)], stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     for line in p.stdout:
         if line.startswith('at '): break
     else: raise AssertionError('the server did not start: is xllamacpp installed (pip install -e .[dev])?')
@@ -56,11 +60,13 @@ def llama():
     yield url
     p.kill(); p.wait()
 
-PROMPTS = ['The capital of France is', 'Once upon a time, in a small kitchen,', '1, 2, 3, 4,', 'A list of fruits:\n- apple\n-', 'You are in a room. On the desk 1, you see a mug 1. > ']
+PROMPTS = ['The capital of France is', 'Once upon a time, in a small kitchen,', '1, 2, 3, 4,',
+           'A list of fruits:\n- apple\n-', 'You are in a room. On the desk 1, you see a mug 1. > ']
 
 def test_server_says_what_the_local_model_says(llama):
     "llama.cpp computes with 8-bit activations, we in fp32: the same up to that"
-    lm, local = language_model(f'{llama}#smollm2-135m'), LocalModel(*load_model('smollm2-135m', device='cpu', dtype=torch.float32))
+    lm, local = language_model(f'{llama}#smollm2-135m'), LocalModel(*load_model('smollm2-135m', device='cpu',
+                                                                                dtype=torch.float32))
     there, here = complete(lm, PROMPTS, max_tokens=8), complete(local, PROMPTS, max_tokens=8)
     same = 0
     for a,b in zip(there, here):
@@ -100,7 +106,8 @@ def test_episodes_on_a_server(llama):
     assert all(s.actor == 'sampled' for t in made for s in t.steps) and any(s.reason for t in made for s in t.steps)
 
 def test_a_chat_model(llama):
-    c, = complete(ServerModel(f'{llama}/chat/completions#smollm2-135m'), ['Task: find a mug.\nact[go to desk 1] think['], stop=('\n',), max_tokens=8)
+    c, = complete(ServerModel(f'{llama}/chat/completions#smollm2-135m'),
+                  ['Task: find a mug.\nact[go to desk 1] think['], stop=('\n',), max_tokens=8)
     assert c.text and (c.token_ids, c.logprobs) == ([], []) and c.prompt_tokens > 10
 
 def test_what_llama_cpp_cannot(llama):
@@ -109,7 +116,8 @@ def test_what_llama_cpp_cannot(llama):
     with pytest.raises(A3TError, match='refuses .400.*context'): complete(lm, ['desk '*4000], max_tokens=4)
     env = load(max_steps=3)
     grounded = ActRe(lm, env.exemplar, grounded=env, max_tokens=12)
-    with pytest.raises(A3TError, match='grounded_reasons = false'): compose_all(lambda: load(max_steps=6), env.tasks('train')[:3], None, grounded, most=2, p=1.)
+    with pytest.raises(A3TError, match='grounded_reasons = false'):
+        compose_all(lambda: load(max_steps=6), env.tasks('train')[:3], None, grounded, most=2, p=1.)
 
 def test_killed_in_mid_run():
     p, url = serve()
@@ -120,12 +128,15 @@ def test_killed_in_mid_run():
         return 'killed'
     async def play():
         for i in range(200): await lm.complete(f'{i}, {i + 1},', max_tokens=8)
-    with pytest.raises(A3TError, match='can no longer be reached, 3 times.*finished work is kept'): gather([play(), play(), kill()])
+    with pytest.raises(A3TError, match='can no longer be reached, 3 times.*finished work is kept'):
+        gather([play(), play(), kill()])
     assert p.returncode is not None and 3 <= lm.stats['requests'] < 400
 
 # ---- trouble
 
-@pytest.mark.parametrize('trouble', [[500], [502, 503, 504], [529], [(429, {'Retry-After':'0'})], [408], ['cut'], ['garbage'], ['cut', 500, 'garbage', 429]])
+@pytest.mark.parametrize('trouble',
+                         [[500], [502, 503, 504], [529], [(429, {'Retry-After':'0'})], [408], ['cut'], ['garbage'],
+                          ['cut', 500, 'garbage', 429]])
 def test_what_passes(trouble):
     with ToyServer(lambda b: MOVE, trouble) as toy:
         lm = model(toy)
@@ -144,7 +155,9 @@ def test_an_answer_without_choices(res):
     with ToyServer(lambda b: res) as toy:
         with pytest.raises(A3TError, match='no choices'): complete(model(toy, attempts=2))
 
-@pytest.mark.parametrize('status,says', [(400, 'mend the request'), (401, 'A3T_API_KEY'), (402, 'money'), (404, r'ask for a model that it has \(toy\)'), (302, '302')])
+@pytest.mark.parametrize('status,says',
+                         [(400, 'mend the request'), (401, 'A3T_API_KEY'), (402, 'money'),
+                          (404, r'ask for a model that it has \(toy\)'), (302, '302')])
 def test_what_is_final(status, says):
     with ToyServer(lambda b: MOVE, [(status, {'Location':'http://127.0.0.1:9/elsewhere'})]*3) as toy:
         with pytest.raises(Refused, match=says): complete(model(toy))
@@ -153,7 +166,8 @@ def test_what_is_final(status, says):
 def test_no_money_left_is_final():
     class Poor(ToyServer):
         def send(self, handler, status, content, headers={}, cut=False):
-            if status == 429: content = dict(error=dict(message='You exceeded your current quota', code='insufficient_quota'))
+            if status == 429:
+                content = dict(error=dict(message='You exceeded your current quota', code='insufficient_quota'))
             super().send(handler, status, content, headers, cut)
     with Poor(lambda b: MOVE, [429]*5) as toy:
         with pytest.raises(Refused, match='money on the account'): complete(model(toy))
@@ -172,7 +186,8 @@ def test_a_server_that_hangs():
     with ToyServer(lambda b: MOVE, [5.]) as toy: assert complete(model(toy, timeout=.3))[0].text == MOVE
     with ToyServer(lambda b: MOVE, [5.]*3) as toy:
         start = time.monotonic()
-        with pytest.raises(A3TError, match='no answer within 0.2 seconds, 2 times'): complete(model(toy, timeout=.2, attempts=2))
+        with pytest.raises(A3TError, match='no answer within 0.2 seconds, 2 times'):
+            complete(model(toy, timeout=.2, attempts=2))
         assert time.monotonic() - start < 3
 
 def test_a_dead_server_is_known_at_once():
@@ -198,7 +213,8 @@ def test_a_broken_server_ends_the_run_and_loses_no_episode():
     "No trajectory is made up: the error comes out of rollout"
     env = load(max_steps=6)
     with ToyServer(lambda b: MOVE, ['']*5 + [500]*100) as toy:
-        with pytest.raises(A3TError, match='it answers 500'): rollout(lambda: load(max_steps=6), env.tasks('train')[:4], ReAct(model(toy, attempts=2)))
+        with pytest.raises(A3TError, match='it answers 500'):
+            rollout(lambda: load(max_steps=6), env.tasks('train')[:4], ReAct(model(toy, attempts=2)))
 
 # ---- limits, loops, money
 
@@ -235,12 +251,14 @@ def test_loops_come_and_go():
 
 def test_accounting():
     usage = dict(prompt_tokens=1000, completion_tokens=10, prompt_tokens_details=dict(cached_tokens=600))
-    answers = iter([dict(choices=[dict(text=MOVE, finish_reason='stop')], usage=usage)]*4 + [dict(choices=[dict(text=MOVE, finish_reason='stop')])])
+    answers = iter([dict(choices=[dict(text=MOVE, finish_reason='stop')], usage=usage)]*4
+                   + [dict(choices=[dict(text=MOVE, finish_reason='stop')])])
     with ToyServer(lambda b: next(answers), ['cut']) as toy:
         lm = model(toy, price=(2., 10.))
         complete(lm.adapter(), ['Task']*3) # the half answer is not counted; another view counts into the same account
         complete(lm)
-    assert lm.stats == dict(requests=5, retries=1, prompt_tokens=3000, cached_tokens=1800, completion_tokens=30, unmetered=1, cost=pytest.approx(.0063))
+    assert lm.stats == dict(requests=5, retries=1, prompt_tokens=3000, cached_tokens=1800, completion_tokens=30,
+                            unmetered=1, cost=pytest.approx(.0063))
 
 # ---- keys
 
@@ -273,16 +291,19 @@ def test_keys_in_the_wrong_place(monkeypatch):
         assert 'pass@' not in str(e.value) and 'abc' not in str(e.value)
     with pytest.raises(A3TError, match='into the environment'): ServerModel('http://host/v1#m', api_key=KEY)
     monkeypatch.setenv('A3T_API_KEY', 'ключ')
-    with pytest.raises(A3TError, match='A3T_API_KEY holds characters'), ToyServer(lambda b: MOVE) as toy: complete(model(toy))
+    with pytest.raises(A3TError, match='A3T_API_KEY holds characters'), ToyServer(lambda b: MOVE) as toy:
+        complete(model(toy))
 
 # ---- forms
 
 def test_choices():
-    vllm = dict(text='go', token_ids=[5, 6], logprobs=dict(tokens=['g', 'o'], token_logprobs=[-1., -2.]), finish_reason='stop')
+    vllm = dict(text='go', token_ids=[5, 6], logprobs=dict(tokens=['g', 'o'], token_logprobs=[-1., -2.]),
+                finish_reason='stop')
     assert read_choice(dict(vllm, stop_reason='\n'), ('\n',)) == ('go', [5, 6], [-1., -2.], 'stop')
     assert read_choice(dict(vllm, stop_reason=None), ('\n',)) == ('go', [5, 6], [-1., -2.], 'end')
     assert read_choice(dict(vllm, finish_reason='length'), ('\n',))[3] == 'length'
-    assert read_choice(dict(text='go\nand on', finish_reason='length'), ('\n',)) == ('go', [], [], 'stop') # a server that knows no stop strings
+    # a server that knows no stop strings
+    assert read_choice(dict(text='go\nand on', finish_reason='length'), ('\n',)) == ('go', [], [], 'stop')
     assert read_choice(dict(text=None, finish_reason='stop'), ()) == ('', [], [], 'end')
 
 def test_without_echo():
@@ -293,9 +314,11 @@ def test_without_echo():
 def test_only_known_servers_get_their_own_fields(tmp_path):
     tok = load_tokenizer(tiny_model(tmp_path/'m'))
     for owner,own in (('vllm', True), ('llamacpp', True), ('somebody', False)):
-        with ToyServer(lambda b: MOVE, owner=owner) as toy: complete(model(toy, tokenizer=tok, stop=None, user='me'), stop=('\n',))
+        with ToyServer(lambda b: MOVE, owner=owner) as toy:
+            complete(model(toy, tokenizer=tok, stop=None, user='me'), stop=('\n',))
         body = toy.requests[0][1]
-        assert ('top_k' in body) == own and isinstance(body['prompt'], list) == own and body['top_p'] == 1. and body['user'] == 'me' and 'stop' not in body
+        assert ('top_k' in body) == own and isinstance(body['prompt'],
+            list) == own and body['top_p'] == 1. and body['user'] == 'me' and 'stop' not in body
 
 def test_which_model():
     with ToyServer(lambda b: MOVE, models=('a', 'b')) as toy:
@@ -308,7 +331,8 @@ def test_requests_that_make_no_sense():
         lm = model(toy)
         with pytest.raises(A3TError, match='empty'): complete(lm, [''])
         assert complete(lm, max_tokens=0)[0].finish == 'length' and gather([lm.score('x', [])]) == [[]]
-        with pytest.raises(A3TError, match='chat model gives no scores'): gather([ServerModel(f'{toy.url}/chat/completions#toy').score('x', ['y'])])
+        with pytest.raises(A3TError, match='chat model gives no scores'):
+            gather([ServerModel(f'{toy.url}/chat/completions#toy').score('x', ['y'])])
     assert not toy.requests
 
 # ---- a failure inside an answer: never an empty action
@@ -317,19 +341,30 @@ def chat(toy, **kw): return ServerModel(f'{toy.url}/chat/completions#toy', **{'p
 
 def said(content, finish='stop', tokens=None, message={}, **choice):
     "A chat model's answer"
-    return dict(choices=[dict(dict(index=0, message=dict(content=content, **message), finish_reason=finish), **choice)], **({} if tokens is None else dict(usage=dict(completion_tokens=tokens))))
+    return dict(choices=[dict(dict(index=0, message=dict(content=content, **message), finish_reason=finish), **choice)],
+                **({} if tokens is None else dict(usage=dict(completion_tokens=tokens))))
 
 BUSY = dict(code=502, message='the provider is gone')
-PASSING = [(said('', 'error', error=BUSY), 'the provider is gone'), (said(None, 'error', error='the provider is gone'), 'the provider is gone'),
-    (dict(said('act[look]'), error=BUSY), 'the provider is gone'), (dict(error=BUSY), 'the provider is gone'), (dict(error='the provider is gone'), 'gone'),
+PASSING = [(said('', 'error', error=BUSY), 'the provider is gone'),
+           (said(None, 'error', error='the provider is gone'), 'the provider is gone'),
+    (dict(said('act[look]'), error=BUSY), 'the provider is gone'), (dict(error=BUSY), 'the provider is gone'),
+    (dict(error='the provider is gone'), 'gone'),
     (dict(error='Bad Gateway', message='the provider is gone'), 'Bad Gateway: the provider is gone'),
-    (dict(object='error', message='the engine died', code=50301), 'the engine died'), (dict(detail='the engine died'), 'the engine died'),
-    (dict(base_resp=dict(status_code=1002, status_msg='too many')), 'too many'), (said('', 'content_filter'), 'content_filter'),
-    (said('act[lo', 'content_filter'), 'content_filter'), (said('act[lo', 'error'), "'error'"), (said('act[lo', 'network_error'), 'network_error'), (said('x', 'SAFETY'), 'SAFETY'),
-    (said(None), 'no text'), (said(''), 'no text'), (said(' \n'), 'no text'), (said('', tokens=0), 'no text'), (said([]), 'no text'), (said([dict(type='image')]), 'no text'), (said(7), 'no text'),
-    (said(None, message=dict(refusal='I cannot do that')), 'the model refuses: I cannot do that'), (said(None, tokens=5), 'no text'), (dict(choices=[dict(finish_reason='stop')]), 'no text'),
-    (dict(choices=[dict(message='text')]), 'no text'), (dict(choices=['text']), 'no choices'), (dict(choices=dict(text='x')), 'no choices'), (dict(choices=[None]), 'no choices'),
-    (b'<html><style>p {}</style><h1>502 Bad Gateway</h1></html>', '502 Bad Gateway'), (b'data: {"choices": []}', 'no JSON: data'), (b'{"choices": [{"mess', 'no JSON'), (b'null', 'no choices'), (b'', 'no JSON'),
+    (dict(object='error', message='the engine died', code=50301), 'the engine died'),
+    (dict(detail='the engine died'), 'the engine died'),
+    (dict(base_resp=dict(status_code=1002, status_msg='too many')), 'too many'),
+    (said('', 'content_filter'), 'content_filter'),
+    (said('act[lo', 'content_filter'), 'content_filter'), (said('act[lo', 'error'), "'error'"),
+    (said('act[lo', 'network_error'), 'network_error'), (said('x', 'SAFETY'), 'SAFETY'),
+    (said(None), 'no text'), (said(''), 'no text'), (said(' \n'), 'no text'), (said('', tokens=0), 'no text'),
+    (said([]), 'no text'), (said([dict(type='image')]), 'no text'), (said(7), 'no text'),
+    (said(None, message=dict(refusal='I cannot do that')), 'the model refuses: I cannot do that'),
+    (said(None, tokens=5), 'no text'), (dict(choices=[dict(finish_reason='stop')]), 'no text'),
+    (dict(choices=[dict(message='text')]), 'no text'), (dict(choices=['text']), 'no choices'),
+    (dict(choices=dict(text='x')), 'no choices'), (dict(choices=[None]), 'no choices'),
+    (b'<html><style>p {}</style><h1>502 Bad Gateway</h1></html>', '502 Bad Gateway'),
+    (b'data: {"choices": []}', 'no JSON: data'), (b'{"choices": [{"mess', 'no JSON'), (b'null', 'no choices'),
+    (b'', 'no JSON'),
     (b'['*100_000, 'no JSON')]
 
 class Bytes(ToyServer):
@@ -347,20 +382,28 @@ def test_a_failure_inside_an_answer_passes_or_is_told(res, words):
         with pytest.raises(A3TError, match='3 times') as e: complete(chat(toy))
     assert words in str(e.value) and '\n' not in str(e.value) and len(toy.requests) == 3
 
-@pytest.mark.parametrize('res,words', [(r, w) for r,w in PASSING if isinstance(r, bytes) or 'choices' not in r] + [(dict(choices=[c]), w) for c,w in (
-    (dict(text='', finish_reason='error', error=BUSY), 'the provider is gone'), (dict(text='act[lo', finish_reason='abort'), 'abort'), (dict(text=None, finish_reason='stop'), 'no text'),
-    (dict(text='', finish_reason='stop'), 'no text'), (dict(text=[]), 'no text'), (dict(message=dict(content='x')), 'no text'))])
+@pytest.mark.parametrize('res,words',
+                         [(r, w) for r,w in PASSING if isinstance(r, bytes) or 'choices' not in r]
+                         + [(dict(choices=[c]), w) for c,w in (
+    (dict(text='', finish_reason='error', error=BUSY), 'the provider is gone'),
+    (dict(text='act[lo', finish_reason='abort'), 'abort'), (dict(text=None, finish_reason='stop'), 'no text'),
+    (dict(text='', finish_reason='stop'), 'no text'), (dict(text=[]), 'no text'),
+    (dict(message=dict(content='x')), 'no text'))])
 def test_the_same_of_a_text_model(res, words):
     with Bytes(lambda b: res) as toy:
         with pytest.raises(A3TError, match='3 times') as e: complete(model(toy, attempts=3))
         assert words in str(e.value)
-        if not (isinstance(res, dict) and res.get('choices') and 'text' in res['choices'][0] and 'no text' in words or 'message' in str(res) and 'no text' in words):
+        if not (isinstance(res, dict) and res.get('choices') and 'text' in res['choices'][0] and 'no text' in words
+                or 'message' in str(res) and 'no text' in words):
             with pytest.raises(A3TError) as e: gather([model(toy, attempts=2).score('x', ['y'])])
             assert words in str(e.value)
 
-@pytest.mark.parametrize('error,status', [(dict(code='invalid_api_key', type='invalid_request_error', message='wrong key'), 401), (dict(code=401), 401), (dict(code='403'), 403),
+@pytest.mark.parametrize('error,status',
+                         [(dict(code='invalid_api_key', type='invalid_request_error', message='wrong key'), 401),
+                          (dict(code=401), 401), (dict(code='403'), 403),
     (dict(type='insufficient_quota'), 402), (dict(code='model_not_found', type='invalid_request_error'), 404),
-    (dict(type='invalid_request_error'), 400), (dict(status='UNAUTHENTICATED'), 401), (dict(type='BadRequestError', code=400), 400)])
+    (dict(type='invalid_request_error'), 400), (dict(status='UNAUTHENTICATED'), 401),
+    (dict(type='BadRequestError', code=400), 400)])
 def test_a_final_failure_inside_an_answer_is_not_repeated(error, status):
     for res in (dict(error=error), said(None, 'error', error=error), dict(error, object='error')):
         with Bytes(lambda b: res) as toy:
@@ -368,19 +411,25 @@ def test_a_final_failure_inside_an_answer_is_not_repeated(error, status):
         assert e.value.status == status and len(toy.requests) == 1
 
 def test_real_answers():
-    for content in ('act[look]', [dict(type='text', text='act['), dict(type='text', text='look]')], [dict(type='thinking', thinking='A mug?'), dict(type='text', text='act[look]')], ['act[look]']):
+    for content in ('act[look]', [dict(type='text', text='act['), dict(type='text', text='look]')],
+                    [dict(type='thinking', thinking='A mug?'), dict(type='text', text='act[look]')], ['act[look]']):
         for end in ('stop', None, 'eos', 'COMPLETE'):
-            with ToyServer(lambda b: said(content, end)) as toy: assert complete(chat(toy, thinking=0))[0].text == 'act[look]'
-    with ToyServer(lambda b: dict(said('act[look]', error=None), error=None)) as toy: assert complete(chat(toy))[0].text == 'act[look]'
+            with ToyServer(lambda b: said(content, end)) as toy:
+                assert complete(chat(toy, thinking=0))[0].text == 'act[look]'
+    with ToyServer(lambda b: dict(said('act[look]', error=None), error=None)) as toy:
+        assert complete(chat(toy))[0].text == 'act[look]'
 
 def test_a_model_may_say_nothing():
     "It stopped at once: the server counts a token, and a local model does the same"
-    with ToyServer(lambda b: said('', tokens=1)) as toy: assert (complete(chat(toy))[0].text, len(toy.requests)) == ('', 1)
-    with ToyServer(lambda b: dict(choices=[dict(text='', finish_reason='stop', token_ids=[2])])) as toy: assert complete(model(toy))[0].text == ''
+    with ToyServer(lambda b: said('', tokens=1)) as toy:
+        assert (complete(chat(toy))[0].text, len(toy.requests)) == ('', 1)
+    with ToyServer(lambda b: dict(choices=[dict(text='', finish_reason='stop', token_ids=[2])])) as toy:
+        assert complete(model(toy))[0].text == ''
 
 def test_an_error_holds_no_key(monkeypatch):
     monkeypatch.setenv('A3T_API_KEY', KEY)
-    for res in (dict(error=f'wrong key {KEY}'), said(f'{KEY} is', 'error'), b'<p>' + KEY.encode(), said(f'<think>{KEY}')):
+    for res in (dict(error=f'wrong key {KEY}'), said(f'{KEY} is', 'error'), b'<p>' + KEY.encode(),
+                said(f'<think>{KEY}')):
         with Bytes(lambda b: res) as toy:
             with pytest.raises(A3TError) as e: complete(chat(toy))
         assert KEY not in str(e.value)
@@ -391,7 +440,8 @@ def test_models_and_adapters_fail_in_the_same_ways(tmp_path):
         with Bytes(lambda b: res) as toy:
             with pytest.raises(A3TError, match='no room'): complete(model(toy, attempts=2).adapter(tmp_path))
     class Other(ToyServer):
-        def send(self, handler, status, content, **kw): super().send(handler, status, listing if handler.command == 'GET' else content, **kw)
+        def send(self, handler, status, content, **kw):
+            super().send(handler, status, listing if handler.command == 'GET' else content, **kw)
     for listing in (dict(error='no room'), b'<html>no room</html>', dict(message='no room')):
         with Other(lambda b: MOVE) as toy:
             with pytest.raises(A3TError, match='no room'): complete(model(toy, attempts=2))
@@ -403,7 +453,8 @@ def play(toy, lm, tasks=2):
     return rollout(lambda: load(max_steps=3), env.tasks('train')[:tasks], ReAct(lm, env.instruction, env.exemplar))
 
 def test_no_episode_has_an_empty_action():
-    for res in (said('', 'error', error=BUSY), said(None), said(''), said('<think>I need'), said(None, message=dict(reasoning='I need'))):
+    for res in (said('', 'error', error=BUSY), said(None), said(''), said('<think>I need'),
+                said(None, message=dict(reasoning='I need'))):
         steps = iter(['act[look]', res]*100)
         with ToyServer(lambda b: next(steps)) as toy:
             done = play(toy, lm := chat(toy), 1)
@@ -415,14 +466,26 @@ def test_no_episode_has_an_empty_action():
 # ---- thoughts
 
 THOUGHT = 'I need a mug.\nIs it on the desk? act[no]\n'
-FORMS = [f'<think>{THOUGHT}</think>\n\nact[look]', f'<think>\n{THOUGHT}</think>act[look]\nYou see', f'{THOUGHT}</think>\nact[look]', f'<thinking>{THOUGHT}</thinking> act[look]', f'<THINK>{THOUGHT}</THINK>act[look]',
-    f'[THINK]{THOUGHT}[/THINK]act[look]', f'<thought>{THOUGHT}</thought>act[look]', f'<seed:think>{THOUGHT}</seed:think>act[look]', f'◁think▷{THOUGHT}◁/think▷act[look]', '<think>\n\n</think>\n\nact[look]',
-    f'<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>act[look]<|return|>', f'analysis{THOUGHT}assistantfinalact[look]', f'<|START_THINKING|>{THOUGHT}<|END_THINKING|>act[look]',
-    f'<think>a <think>{THOUGHT}</think> b</think>act[look]', f'<|think|>{THOUGHT}<|/think|>act[look]', f'<longcat_think>{THOUGHT}</longcat_think>act[look]',
-    f'<reflection>{THOUGHT}</reflection>act[look]', f'<scratchpad>{THOUGHT}</scratchpad>act[look]', f'<analysis>{THOUGHT}</analysis>act[look]', f'<|inner_prefix|>{THOUGHT}<|inner_suffix|>act[look]',
-    f'<think budget="9">{THOUGHT}</think>act[look]', f'Here is my thought process:\n{THOUGHT}Here is my response:\nact[look]', f'<think>{THOUGHT}</think>\n<answer>\nact[look]\n</answer>',
-    f'<thinking>{THOUGHT}</thinking><output>act[look]</output>', f'<|START_THINKING|>{THOUGHT}<|END_THINKING|><|START_RESPONSE|>act[look]<|END_RESPONSE|>',
-    f'<|begin_of_thought|>{THOUGHT}<|end_of_thought|>\n<|begin_of_solution|>act[look]<|end_of_solution|>', f'<think>{THOUGHT}</think><think>{THOUGHT}</think>act[look]', f'<|begin_of_thought|>{THOUGHT}<|end_of_thought|>act[look]']
+FORMS = [f'<think>{THOUGHT}</think>\n\nact[look]', f'<think>\n{THOUGHT}</think>act[look]\nYou see',
+         f'{THOUGHT}</think>\nact[look]', f'<thinking>{THOUGHT}</thinking> act[look]',
+         f'<THINK>{THOUGHT}</THINK>act[look]',
+    f'[THINK]{THOUGHT}[/THINK]act[look]', f'<thought>{THOUGHT}</thought>act[look]',
+    f'<seed:think>{THOUGHT}</seed:think>act[look]', f'◁think▷{THOUGHT}◁/think▷act[look]',
+    '<think>\n\n</think>\n\nact[look]',
+    f'<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>act[look]<|return|>',
+    f'analysis{THOUGHT}assistantfinalact[look]', f'<|START_THINKING|>{THOUGHT}<|END_THINKING|>act[look]',
+    f'<think>a <think>{THOUGHT}</think> b</think>act[look]', f'<|think|>{THOUGHT}<|/think|>act[look]',
+    f'<longcat_think>{THOUGHT}</longcat_think>act[look]',
+    f'<reflection>{THOUGHT}</reflection>act[look]', f'<scratchpad>{THOUGHT}</scratchpad>act[look]',
+    f'<analysis>{THOUGHT}</analysis>act[look]', f'<|inner_prefix|>{THOUGHT}<|inner_suffix|>act[look]',
+    f'<think budget="9">{THOUGHT}</think>act[look]',
+    f'Here is my thought process:\n{THOUGHT}Here is my response:\nact[look]',
+    f'<think>{THOUGHT}</think>\n<answer>\nact[look]\n</answer>',
+    f'<thinking>{THOUGHT}</thinking><output>act[look]</output>',
+    f'<|START_THINKING|>{THOUGHT}<|END_THINKING|><|START_RESPONSE|>act[look]<|END_RESPONSE|>',
+    f'<|begin_of_thought|>{THOUGHT}<|end_of_thought|>\n<|begin_of_solution|>act[look]<|end_of_solution|>',
+    f'<think>{THOUGHT}</think><think>{THOUGHT}</think>act[look]',
+    f'<|begin_of_thought|>{THOUGHT}<|end_of_thought|>act[look]']
 
 def generated(whole, body):
     "What a server makes of a text: it ends at a stop string or after max_tokens letters"
@@ -432,7 +495,8 @@ def generated(whole, body):
 def thinking_chat(whole):
     def answer(body):
         text, end = generated(whole, body)
-        return dict(choices=[dict(message=dict(content=text), finish_reason=end)], usage=dict(completion_tokens=len(text)))
+        return dict(choices=[dict(message=dict(content=text), finish_reason=end)],
+                    usage=dict(completion_tokens=len(text)))
     return answer
 
 @pytest.mark.parametrize('whole', FORMS)
@@ -446,7 +510,9 @@ def test_a_thought_is_not_the_action(whole):
 
 def test_a_thought_beside_the_answer():
     for field in ('reasoning_content', 'reasoning', 'reasoning_details', 'thinking'):
-        def answer(body): return said('act[look]' if body['max_tokens'] > 1000 and not body.get('stop') else None, 'stop' if body['max_tokens'] > 1000 else 'length', message={field:THOUGHT})
+        def answer(body):
+            return said('act[look]' if body['max_tokens'] > 1000 and not body.get('stop') else None,
+                        'stop' if body['max_tokens'] > 1000 else 'length', message={field:THOUGHT})
         with ToyServer(answer) as toy: assert [s.action for t in play(toy, chat(toy)) for s in t.steps] == ['look']*6
 
 def test_who_does_not_think_is_asked_as_before():
@@ -456,14 +522,18 @@ def test_who_does_not_think_is_asked_as_before():
             done = play(toy, lm := chat(toy))
             bodies = [b for _,b,_ in toy.requests]
         assert [s.action for t in done for s in t.steps] == ['look']*6 and lm.facts['thinks'] is False
-        assert bodies[-1]['stop'] == ['\n'] and bodies[-1]['max_tokens'] == 64 and sum('snow' in str(b) for b in bodies) == (len(whole) > 64)
+        assert bodies[-1]['stop'] == ['\n'] and bodies[-1]['max_tokens'] == 64 and sum('snow' in str(b)
+            for b in bodies) == (len(whole) > 64)
 
-@pytest.mark.parametrize('whole', ['<think>' + THOUGHT*200, THOUGHT*200 + '</think>act[look]', '<|channel|>analysis<|message|>' + THOUGHT*200])
+@pytest.mark.parametrize('whole',
+                         ['<think>' + THOUGHT*200, THOUGHT*200 + '</think>act[look]',
+                          '<|channel|>analysis<|message|>' + THOUGHT*200])
 def test_a_thought_without_end_says_what_to_raise(whole):
     for thinking in (0, 100):
         with ToyServer(thinking_chat(whole)) as toy:
             if not thinking and whole[0] != '<': continue # nothing shows it
-            with pytest.raises(A3TError, match=r"raise thinking in the setting server, such as server = \{'thinking'"): complete(chat(toy, thinking=thinking), stop=('\n',))
+            with pytest.raises(A3TError, match=r"raise thinking in the setting server, such as server = \{'thinking'"):
+                complete(chat(toy, thinking=thinking), stop=('\n',))
         assert len(toy.requests) < 4
     with ToyServer(lambda b: said('', 'length', tokens=9)) as toy:
         with pytest.raises(A3TError, match='raise thinking'): complete(chat(toy))
@@ -471,7 +541,9 @@ def test_a_thought_without_end_says_what_to_raise(whole):
 def test_a_text_model_that_thinks():
     def answer(body):
         prompt = body['prompt']
-        whole = 'think[A mug!] act[look]\nYou see' if prompt.endswith('</think>\n\n') else 'A mug.\nWhere?\n</think>\nact[no]' if prompt.endswith('<think>\n') else '<think>\nA mug.\nWhere?\n</think>'
+        whole = ('think[A mug!] act[look]\nYou see' if prompt.endswith('</think>\n\n')
+                 else 'A mug.\nWhere?\n</think>\nact[no]' if prompt.endswith('<think>\n')
+                 else '<think>\nA mug.\nWhere?\n</think>')
         text, end = generated(whole, body)
         return dict(choices=[dict(text=text, finish_reason=end)], usage=dict(completion_tokens=len(text)))
     with ToyServer(answer) as toy:
@@ -482,9 +554,14 @@ def test_a_text_model_that_thinks():
 
 # ---- proxies and certificates
 
-PROXIES = [('ALL_PROXY', 'socks://me:secret@host:1'), ('all_proxy', 'socks5://me:secret@host:1'), ('HTTPS_PROXY', 'socks4://host:1'), ('HTTPS_PROXY', 'http://me:secret@host:port'), ('https_proxy', 'host:99999'),
-    ('HTTPS_PROXY', 'http://'), ('HTTPS_PROXY', '://x'), ('HTTPS_PROXY', 'me:secret@[::1'), ('HTTPS_PROXY', 'http://h\x7fst'), ('ALL_PROXY', 'http://é..é'), ('ALL_PROXY', 'http://xn--a'), ('ALL_PROXY', 'http://host:-1'), ('ALL_PROXY', 'a b c')]
-CERTIFICATES = [('SSL_CERT_FILE', '/no/such'), ('SSL_CERT_FILE', '/'), ('SSL_CERT_FILE', __file__), ('SSL_CERT_DIR', '/no/such'), ('SSLKEYLOGFILE', '/no/such/log')]
+PROXIES = [('ALL_PROXY', 'socks://me:secret@host:1'), ('all_proxy', 'socks5://me:secret@host:1'),
+           ('HTTPS_PROXY', 'socks4://host:1'), ('HTTPS_PROXY', 'http://me:secret@host:port'),
+           ('https_proxy', 'host:99999'),
+    ('HTTPS_PROXY', 'http://'), ('HTTPS_PROXY', '://x'), ('HTTPS_PROXY', 'me:secret@[::1'),
+    ('HTTPS_PROXY', 'http://h\x7fst'), ('ALL_PROXY', 'http://é..é'), ('ALL_PROXY', 'http://xn--a'),
+    ('ALL_PROXY', 'http://host:-1'), ('ALL_PROXY', 'a b c')]
+CERTIFICATES = [('SSL_CERT_FILE', '/no/such'), ('SSL_CERT_FILE', '/'), ('SSL_CERT_FILE', __file__),
+                ('SSL_CERT_DIR', '/no/such'), ('SSLKEYLOGFILE', '/no/such/log')]
 
 @pytest.fixture
 def no_proxies(monkeypatch):
@@ -492,7 +569,9 @@ def no_proxies(monkeypatch):
     for k in list(os.environ):
         if k.lower().endswith('_proxy') or k.startswith('SSL'): monkeypatch.delenv(k)
 
-@pytest.mark.parametrize('name,value', PROXIES + CERTIFICATES + [('NO_PROXY', 'fe80::/10'), ('NO_PROXY', '::1, [, ,*.x:y'), ('HTTP_PROXY', 'garbage'), ('http_proxy', 'socks://h:1')])
+@pytest.mark.parametrize('name,value',
+                         PROXIES + CERTIFICATES + [('NO_PROXY', 'fe80::/10'), ('NO_PROXY', '::1, [, ,*.x:y'),
+                                                   ('HTTP_PROXY', 'garbage'), ('http_proxy', 'socks://h:1')])
 def test_a_server_on_this_machine_needs_no_proxy(no_proxies, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with ToyServer(lambda b: MOVE) as toy:
@@ -507,17 +586,26 @@ def test_a_variable_that_cannot_be_used_is_named(no_proxies, monkeypatch, name, 
     with pytest.raises(A3TError) as e: complete(ServerModel('https://models.invalid/v1#m', attempts=1))
     said = str(e.value)
     assert said.startswith(f'{name} = ') or value == 'a b c' and f'of {name}' in said, said
-    assert 'secret' not in said and '\n' not in said and ('NO_PROXY' in said or 'unset' in said or 'of ALL_PROXY' in said)
+    assert 'secret' not in said and '\n' not in said and ('NO_PROXY' in said or 'unset' in said
+                                                          or 'of ALL_PROXY' in said)
 
 def test_which_proxy(no_proxies, monkeypatch):
-    for k,v in dict(HTTP_PROXY='http://me:secret@a:1', ALL_PROXY='b:2', NO_PROXY='example.org,fe80::/10,10.0.0.0/8, x:y/z').items(): monkeypatch.setenv(k, v)
-    assert proxy_for('http://models.com/v1') == ('http://me:secret@a:1', ', through the proxy http://…@a:1 of HTTP_PROXY')
+    for k,v in dict(HTTP_PROXY='http://me:secret@a:1', ALL_PROXY='b:2',
+                    NO_PROXY='example.org,fe80::/10,10.0.0.0/8, x:y/z').items():
+        monkeypatch.setenv(k, v)
+    assert proxy_for('http://models.com/v1') == ('http://me:secret@a:1',
+                                                 ', through the proxy http://…@a:1 of HTTP_PROXY')
     assert proxy_for('https://models.com/v1')[0] == 'http://b:2'
-    for direct in ('https://api.example.org/v1', 'http://10.3.4.5:8000/v1', 'http://[fe80::1]/v1', 'http://[::1]/v1', 'http://127.9.9.9/v1'): assert proxy_for(direct) == (None, '')
+    for direct in ('https://api.example.org/v1', 'http://10.3.4.5:8000/v1', 'http://[fe80::1]/v1', 'http://[::1]/v1',
+                   'http://127.9.9.9/v1'):
+        assert proxy_for(direct) == (None, '')
     monkeypatch.setenv('HTTP_PROXY', 'http://me:secret@127.0.0.1:1')
-    with pytest.raises(A3TError, match=r'nobody answers there, through the proxy http://…@127.0.0.1:1 of HTTP_PROXY'): complete(ServerModel('http://models.com/v1#m'))
+    with pytest.raises(A3TError, match=r'nobody answers there, through the proxy http://…@127.0.0.1:1 of HTTP_PROXY'):
+        complete(ServerModel('http://models.com/v1#m'))
 
-@pytest.mark.parametrize('address', ['http://h:port/v1#m', 'http://h:99999/v1#m', 'http://[::1/v1#m', 'http://h:-1/v1', 'http://xn--a/v1', 'http://me:secret@h:port/v1', 'http://é..é/v1', 'http://:80/v1'])
+@pytest.mark.parametrize('address',
+                         ['http://h:port/v1#m', 'http://h:99999/v1#m', 'http://[::1/v1#m', 'http://h:-1/v1',
+                          'http://xn--a/v1', 'http://me:secret@h:port/v1', 'http://é..é/v1', 'http://:80/v1'])
 def test_addresses_that_make_no_sense(address):
     with pytest.raises(A3TError, match='begins with http://') as e: ServerModel(address)
     assert 'secret' not in str(e.value)
@@ -525,11 +613,16 @@ def test_addresses_that_make_no_sense(address):
 # ---- from the settings
 
 def test_the_setting_server():
-    lm = language_model('http://127.0.0.1:1/v1#tiny', slots=7, server=dict(timeout=60, price=[1, 3.], thinking=0, body=dict(top_p=.9, stop=None)))
+    lm = language_model('http://127.0.0.1:1/v1#tiny', slots=7,
+                        server=dict(timeout=60, price=[1, 3.], thinking=0, body=dict(top_p=.9, stop=None)))
     assert (lm.limit, lm.timeout, lm.thinking, lm.body) == (7, 60, 0, dict(top_p=.9, stop=None))
-    for bad, says in ((dict(timeuot=3), 'timeuot is unknown in the setting server .did you mean timeout.*fields of the request itself belong into body'), (dict(top_p=.9), 'belong into body'),
-                      (dict(timeout='long'), "timeout = 'long'"), (dict(limit=0), 'limit = 0'), (dict(limit=2.5), 'limit'), (dict(attempts=True), 'attempts'), (dict(price=3), 'price'), (dict(price=['a', 1]), 'price'),
-                      (dict(body=3), 'must be a dict'), (dict(body=dict(extra=dict(api_key=KEY))), 'into the environment')):
+    for bad, says in ((dict(timeuot=3), 'timeuot is unknown in the setting server .did you mean timeout.*fields of the '
+                                        'request itself belong into body'), (dict(top_p=.9), 'belong into body'),
+                      (dict(timeout='long'), "timeout = 'long'"), (dict(limit=0), 'limit = 0'),
+                      (dict(limit=2.5), 'limit'), (dict(attempts=True), 'attempts'), (dict(price=3), 'price'),
+                      (dict(price=['a', 1]), 'price'),
+                      (dict(body=3), 'must be a dict'),
+                      (dict(body=dict(extra=dict(api_key=KEY))), 'into the environment')):
         for name in ('http://127.0.0.1:1/v1#tiny', 'tiny'):
             with pytest.raises(A3TError, match=says) as e: language_model(name, server=bad)
             assert KEY not in str(e.value)
@@ -553,13 +646,18 @@ def test_scores_are_those_of_the_local_model(tmp_path, with_tokenizer):
         with torch.no_grad(): lp = net(torch.tensor([ids])).logits[0].log_softmax(-1)
         offsets, at = [], 0
         for t in ids: offsets.append(at); at += len(tok.decode([t]))
-        return dict(index=i, text=tok.decode(ids), finish_reason='length', logprobs=dict(text_offset=offsets, token_logprobs=[None] + lp[range(len(ids) - 1), ids[1:]].tolist()))
+        return dict(index=i, text=tok.decode(ids), finish_reason='length',
+                    logprobs=dict(text_offset=offsets,
+                                  token_logprobs=[None] + lp[range(len(ids) - 1), ids[1:]].tolist()))
     answer = lambda body: dict(choices=[one(i, p) for i,p in enumerate(body['prompt'])][::-1]) # in any order
     with ToyServer(answer, owner='vllm') as toy:
         lm = model(toy, tokenizer=tok if with_tokenizer else None)
-        prompt, candidates = ['You are in a room.\n', '> '], [f'go to desk {i}' for i in range(20)] + ['take mug', 'look']
-        if not with_tokenizer: prompt, candidates = prompt[:1], [f'\n{c}' for c in candidates] # no token of the text may cross the joint
-        got, want = gather([lm.score(prompt, candidates)])[0], gather([LocalModel(net, tok).score(prompt, candidates)])[0]
+        prompt, candidates = ['You are in a room.\n', '> '], [f'go to desk {i}' for i in range(20)] + ['take mug',
+                                                                                                       'look']
+        # no token of the text may cross the joint
+        if not with_tokenizer: prompt, candidates = prompt[:1], [f'\n{c}' for c in candidates]
+        got, want = gather([lm.score(prompt, candidates)])[0], gather([LocalModel(net, tok).score(prompt,
+                                                                                                  candidates)])[0]
     assert len(toy.requests) == 2 and torch.allclose(torch.tensor(got), torch.tensor(want), atol=1e-4)
     assert len({round(x, 3) for x in want}) > 10
 
@@ -570,8 +668,10 @@ def test_an_adapter_is_loaded_once(tmp_path):
     with ToyServer(lambda b: MOVE) as toy:
         lm = model(toy)
         gather([v.complete('Task') for v in (lm.adapter(tmp_path), lm, lm.adapter(tmp_path), lm.adapter(tmp_path))])
-    loads, names = [b for p,b,_ in toy.requests if p.endswith('load_lora_adapter')], [b['model'] for p,b,_ in toy.requests if p.endswith('/completions')]
-    assert len(loads) == 1 and loads[0]['lora_path'] == str(tmp_path) and sorted(names) == sorted([loads[0]['lora_name']]*3 + ['toy'])
+    loads, names = [b for p,b,_ in toy.requests if p.endswith('load_lora_adapter')], [b['model']
+        for p,b,_ in toy.requests if p.endswith('/completions')]
+    assert (len(loads) == 1 and loads[0]['lora_path'] == str(tmp_path)
+            and sorted(names) == sorted([loads[0]['lora_name']]*3 + ['toy']))
     with pytest.raises(A3TError, match='is no adapter'): lm.adapter(tmp_path/'nothing')
 
 def test_a_server_without_adapters(tmp_path):
@@ -582,26 +682,35 @@ def test_a_server_without_adapters(tmp_path):
 # -- a prompt that is too long
 
 @pytest.mark.parametrize('status,error', [
-    (400, "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4900 in the messages, 100 in the completion)."),
-    (400, 'The decoder prompt (length 5000) is longer than the maximum model length of 4096. Make sure that `max_model_len` is no smaller than the number of text tokens.'),
+    (400, "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4900 in the "
+          "messages, 100 in the completion)."),
+    (400, 'The decoder prompt (length 5000) is longer than the maximum model length of 4096. Make sure that '
+          '`max_model_len` is no smaller than the number of text tokens.'),
     (400, 'the request exceeds the available context size, try increasing it'),
     (400, dict(code='context_length_exceeded', message='Please reduce the length of the messages or completion.')),
     (400, dict(type='exceed_context_size_error', message='request (5000 tokens) is too large', n_ctx=4096)),
     (400, "The input (5000 tokens) is longer than the model's context length (4096 tokens)."),
-    (400, 'prompt is too long: 5000 tokens > 4096 maximum'), (400, 'The input token count (5000) exceeds the maximum number of tokens allowed (4096).'),
+    (400, 'prompt is too long: 5000 tokens > 4096 maximum'), (400, 'The input token count (5000) exceeds the maximum '
+                                                                   'number of tokens allowed (4096).'),
     (422, 'Input validation error: `inputs` must have less than 4096 tokens. Given: 5000'),
-    (422, 'Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000'), (413, 'Request Entity Too Large')])
+    (422, 'Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000'),
+    (413, 'Request Entity Too Large')])
 def test_a_prompt_too_long_for_a_server_fills_the_context(status, error):
     lm = ServerModel('http://127.0.0.1:9/v1#toy')
     response = httpx.Response(status, json=dict(error=error))
-    with pytest.raises(ContextFull, match=f'refuses .{status}: .*: the prompt is too long'): lm.read(response, '/chat/completions')
+    with pytest.raises(ContextFull, match=f'refuses .{status}: .*: the prompt is too long'):
+        lm.read(response, '/chat/completions')
     with pytest.raises(Refused): lm.read(response, '/load_lora_adapter')
 
 TOO_LONG = "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens."
 
-@pytest.mark.parametrize('status,res', [(200, dict(error=TOO_LONG)), (200, dict(error=dict(message=TOO_LONG))), (200, dict(error=dict(code=500, message=TOO_LONG))),
-    (200, dict(error=dict(code='context_length_exceeded'))), (200, said(None, 'error', error=dict(code=400, message=TOO_LONG))), (200, dict(object='error', message=TOO_LONG)),
-    (200, said('', 'model_context_window_exceeded')), (200, said('act[lo', 'context_length_exceeded')), (500, dict(error=dict(code=500, message='Context size has been exceeded.'))),
+@pytest.mark.parametrize('status,res',
+                         [(200, dict(error=TOO_LONG)), (200, dict(error=dict(message=TOO_LONG))),
+                          (200, dict(error=dict(code=500, message=TOO_LONG))),
+    (200, dict(error=dict(code='context_length_exceeded'))),
+    (200, said(None, 'error', error=dict(code=400, message=TOO_LONG))), (200, dict(object='error', message=TOO_LONG)),
+    (200, said('', 'model_context_window_exceeded')), (200, said('act[lo', 'context_length_exceeded')),
+    (500, dict(error=dict(code=500, message='Context size has been exceeded.'))),
     (200, dict(choices=[dict(text='', finish_reason='error', error=TOO_LONG)]))])
 def test_a_full_context_is_told_in_many_ways(status, res):
     "Within HTTP 200, as a server's own failure, or as the end of an answer: it is never asked again"
@@ -620,9 +729,13 @@ def test_what_a_model_writes_about_a_context_is_no_full_context():
             assert not isinstance(e.value, ContextFull)
     with Bytes(lambda b: said(TOO_LONG)) as toy: assert complete(chat(toy))[0].text == TOO_LONG
 
-@pytest.mark.parametrize('status,error', [(400, 'stop: at most 4 strings'), (400, 'max_tokens must be at least 1'), (422, 'temperature: Input should be less than or equal to 2'), (404, 'context length: no such page')])
+@pytest.mark.parametrize('status,error',
+                         [(400, 'stop: at most 4 strings'), (400, 'max_tokens must be at least 1'),
+                          (422, 'temperature: Input should be less than or equal to 2'),
+                          (404, 'context length: no such page')])
 def test_other_refusals_do_not(status, error):
-    with pytest.raises(Refused): ServerModel('http://127.0.0.1:9/v1#toy').read(httpx.Response(status, json=dict(error=error)), '/completions')
+    with pytest.raises(Refused):
+        ServerModel('http://127.0.0.1:9/v1#toy').read(httpx.Response(status, json=dict(error=error)), '/completions')
 
 def test_an_episode_too_long_for_a_server_is_lost():
     from a3t.envs.base import ToyHouse
@@ -633,9 +746,10 @@ def test_an_episode_too_long_for_a_server_is_lost():
 # -- a hosted model whose tokenizer is not here
 
 def test_the_hub_is_asked_only_where_it_answers(monkeypatch):
-    import a3t.models.api as api
+    from a3t.models import api
     asked = []
-    monkeypatch.setattr('transformers.AutoTokenizer.from_pretrained', lambda name, local_files_only: asked.append(local_files_only) or (_ for _ in ()).throw(OSError('not there')))
+    monkeypatch.setattr('transformers.AutoTokenizer.from_pretrained', lambda name, local_files_only: asked.append(
+        local_files_only) or (_ for _ in ()).throw(OSError('not there')))
     monkeypatch.setattr(api, 'hub_answers', lambda: False)
     assert load_tokenizer('http://127.0.0.1:9/v1#no/such-model') is None and asked == [True]
     monkeypatch.setattr(api, 'hub_answers', lambda: True)
@@ -645,11 +759,13 @@ def test_the_hub_is_asked_only_where_it_answers(monkeypatch):
 def test_a_round_explores_with_a_hosted_model_alone(tmp_path, monkeypatch):
     "Its tokenizer is not on this machine: tokens are not counted, and the stage ends well"
     from a3t.core import read_json
-    from a3t.rounds import open_run, run_stage
+    from a3t.runs.folders import open_run
+    from a3t.runs.executor import run_stage
     monkeypatch.setenv('A3T_DATA', str(tmp_path))
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     with ToyServer(lambda b: MOVE) as toy:
-        hosted = dict(model=f'{toy.url}#no/such-model', opening='prompted', grounded_reasons=False, train_tasks=2, eval_tasks=2, rounds=1)
+        hosted = dict(model=f'{toy.url}#no/such-model', opening='prompted', grounded_reasons=False, train_tasks=2,
+                      eval_tasks=2, rounds=1)
         run, _ = open_run(tmp_path/'runs'/'a', 'smoke', hosted)
         run_stage(run, 'explore')
     facts = read_json(run/'round_00'/'explore.done.json')['facts']

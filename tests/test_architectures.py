@@ -7,60 +7,84 @@ from transformers import AutoModelForCausalLM, CONFIG_MAPPING, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from a3t.core import A3TError
 from a3t.data import Row
-from a3t.logprobs import lean, token_logprobs
+from a3t.models.logprobs import lean, token_logprobs
 from a3t.models.base import encode_segments, gather, toy_tokenizer
-from a3t.models.local import KNOWN, LocalModel, quiet, unknown
+from a3t.models.forward import KNOWN, unknown
+from a3t.models.local import LocalModel
+from a3t.models.weights import quiet
 from a3t.train import lora, train
 
 torch.set_num_threads(1)
 
-ENCODERS = ('bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta roberta-prelayernorm roc_bert '
-            'roformer xlm-roberta xlm-roberta-xl reformer').split() # their tokens see what follows, unless is_decoder is set
+ENCODERS = ('bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta '
+            'roberta-prelayernorm roc_bert '
+            # their tokens see what follows, unless is_decoder is set
+            'roformer xlm-roberta xlm-roberta-xl reformer').split()
 NAMES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 TOKENIZER = toy_tokenizer()
 VOCABULARY, WINDOW, POSITIONS = len(TOKENIZER), 8, 256
 
 # how large the parts of a tiny model are, under the names that configurations use
 SIZES = dict(
-    vocab_size=VOCABULARY, decoder_vocab_size=VOCABULARY, vocab_size_per_layer_input=VOCABULARY, unpadded_vocab_size=VOCABULARY,
-    hidden_size=32, n_embd=32, d_model=32, dim_model=32, embedding_size=32, hidden_dim=32, emb_dim=32, word_embed_proj_dim=32,
-    intermediate_size=48, n_inner=48, ffn_dim=48, encoder_ffn_dim=48, decoder_ffn_dim=48, dff=48, dim_ff=48, ffn_hidden_size=48, d_inner=48, d_ff=48,
-    moe_intermediate_size=16, shared_expert_intermediate_size=16, shared_intermediate_size=16, expert_ffn_hidden_size=16,
+    vocab_size=VOCABULARY, decoder_vocab_size=VOCABULARY, vocab_size_per_layer_input=VOCABULARY,
+    unpadded_vocab_size=VOCABULARY,
+    hidden_size=32, n_embd=32, d_model=32, dim_model=32, embedding_size=32, hidden_dim=32, emb_dim=32,
+    word_embed_proj_dim=32,
+    intermediate_size=48, n_inner=48, ffn_dim=48, encoder_ffn_dim=48, decoder_ffn_dim=48, dff=48, dim_ff=48,
+    ffn_hidden_size=48, d_inner=48, d_ff=48,
+    moe_intermediate_size=16, shared_expert_intermediate_size=16, shared_intermediate_size=16,
+    expert_ffn_hidden_size=16,
     dense_intermediate_size=48, intermediate_size_mlp=48, shared_experts_intermediate_size=16,
     num_hidden_layers=2, n_layer=2, n_layers=2, num_layers=2, decoder_layers=2, encoder_layers=2, num_blocks=2,
     num_attention_heads=4, n_head=4, n_heads=4, num_heads=4, decoder_attention_heads=4, encoder_attention_heads=4,
     num_key_value_heads=2, num_kv_heads=2, head_dim=8, dim_head=8, kv_channels=8, global_head_dim=8,
-    num_experts=4, num_local_experts=4, n_routed_experts=4, moe_num_experts=4, num_experts_per_tok=2, moe_topk=2, moe_k=2, n_group=1, topk_group=1,
+    num_experts=4, num_local_experts=4, n_routed_experts=4, moe_num_experts=4, num_experts_per_tok=2, moe_topk=2,
+    moe_k=2, n_group=1, topk_group=1,
     kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, qk_head_dim=8, o_lora_rank=8,
     index_topk=16, index_head_dim=8, index_n_heads=2, first_k_dense_replace=1,
-    sliding_window=WINDOW, sliding_window_size=WINDOW, attention_window_size=WINDOW, window_size=WINDOW, attention_chunk_size=WINDOW, local_attention=WINDOW,
-    max_position_embeddings=POSITIONS, n_positions=POSITIONS, n_ctx=POSITIONS, max_seq_len=POSITIONS, model_max_length=POSITIONS, max_sequence_length=POSITIONS,
-    hidden_size_per_layer_input=8, laurel_rank=4, state_size=8, time_step_rank=4, rotary_dim=4, linear_num_heads=4, linear_head_dim=8,
-    mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8, mamba_dt_rank=4, chunk_size=8, initializer_range=.2, init_std=.2, tie_word_embeddings=False,
+    sliding_window=WINDOW, sliding_window_size=WINDOW, attention_window_size=WINDOW, window_size=WINDOW,
+    attention_chunk_size=WINDOW, local_attention=WINDOW,
+    max_position_embeddings=POSITIONS, n_positions=POSITIONS, n_ctx=POSITIONS, max_seq_len=POSITIONS,
+    model_max_length=POSITIONS, max_sequence_length=POSITIONS,
+    hidden_size_per_layer_input=8, laurel_rank=4, state_size=8, time_step_rank=4, rotary_dim=4, linear_num_heads=4,
+    linear_head_dim=8,
+    mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8, mamba_dt_rank=4, chunk_size=8,
+    initializer_range=.2, init_std=.2, tie_word_embeddings=False,
     pad_token_id=TOKENIZER.eos_token_id, bos_token_id=TOKENIZER.bos_token_id, eos_token_id=TOKENIZER.eos_token_id,
 )
-MLA = dict(head_dim=4, num_key_value_heads=4) # keys from a small common vector: as many heads as queries, rotary positions in a part of each
-SHARED = dict(num_hidden_layers=4, layers_block_type=['linear_attention', 'hybrid']*2, attention_hidden_size=64, attention_head_dim=16, n_mamba_heads=2)
+# keys from a small common vector: as many heads as queries, rotary positions in a part of each
+MLA = dict(head_dim=4, num_key_value_heads=4)
+SHARED = dict(num_hidden_layers=4, layers_block_type=['linear_attention', 'hybrid']*2, attention_hidden_size=64,
+              attention_head_dim=16, n_mamba_heads=2)
 # what fits together only with other sizes than those above, or needs a setting to continue texts at all
 OWN = dict(
     bamba=dict(attn_layer_indices=[1]), jamba=dict(attn_layer_period=2, attn_layer_offset=1),
-    zamba=SHARED | dict(mamba_dt_rank=4), zamba2=SHARED | dict(hybrid_layer_ids=[1, 3], mamba_headdim=16, n_mamba_heads=4, num_query_groups=2),
+    zamba=SHARED | dict(mamba_dt_rank=4),
+    zamba2=SHARED | dict(hybrid_layer_ids=[1, 3], mamba_headdim=16, n_mamba_heads=4, num_query_groups=2),
     **dict.fromkeys('axk1 axk2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa longcat_flash youtu'.split(), MLA),
     **dict.fromkeys(('dots3_note', 'dots3_note_text'), dict(num_key_value_heads=4)),
     mamba2=dict(num_heads=8), reformer=dict(is_decoder=True, axial_pos_embds_dim=(16, 16), axial_pos_shape=(16, 16)),
-    blt=dict(encoder_hash_byte_group_vocab=64), roc_bert=dict(is_decoder=True, pronunciation_vocab_size=16, shape_vocab_size=16),
-    cohere_compass_text=dict(rope_parameters={k:dict(rope_type='default', rope_theta=1e4) for k in ('full_attention', 'sliding_attention')}),
-    dbrx=dict(attn_config=dict(kv_n_heads=2, rope_theta=1e4, clip_qkv=8.), ffn_config=dict(ffn_hidden_size=48, moe_num_experts=4, moe_top_k=2)),
+    blt=dict(encoder_hash_byte_group_vocab=64),
+    roc_bert=dict(is_decoder=True, pronunciation_vocab_size=16, shape_vocab_size=16),
+    cohere_compass_text=dict(rope_parameters={k:dict(rope_type='default', rope_theta=1e4)
+                                              for k in ('full_attention', 'sliding_attention')}),
+    dbrx=dict(attn_config=dict(kv_n_heads=2, rope_theta=1e4, clip_qkv=8.),
+              ffn_config=dict(ffn_hidden_size=48, moe_num_experts=4, moe_top_k=2)),
     deepseek_v2=MLA | dict(num_experts_per_tok=2),
     dots1=dict(num_experts_per_tok=2, n_routed_experts=4, n_shared_experts=1),
     gpt_neo=dict(attention_types=[[['global', 'local'], 1]]),
-    gemma3n_text=dict(num_hidden_layers=2, num_kv_shared_layers=0, activation_sparsity_pattern=[.5, 0.], intermediate_size=[48, 48]),
+    gemma3n_text=dict(num_hidden_layers=2, num_kv_shared_layers=0, activation_sparsity_pattern=[.5, 0.],
+                      intermediate_size=[48, 48]),
     granitemoehybrid=dict(layer_types=['linear_attention', 'full_attention']),
     lfm2_moe=dict(layer_types=['conv', 'full_attention'], num_dense_layers=1, num_experts_per_tok=2),
-    nemotron=dict(num_key_value_heads=2), prophetnet=dict(num_encoder_layers=2, num_decoder_layers=2, num_encoder_attention_heads=4, num_decoder_attention_heads=4),
-    recurrent_gemma=dict(num_hidden_layers=3, lru_width=32), xlnet=dict(d_head=8, d_model=32, n_head=4), xlstm=dict(num_heads=2),
+    nemotron=dict(num_key_value_heads=2),
+    prophetnet=dict(num_encoder_layers=2, num_decoder_layers=2, num_encoder_attention_heads=4,
+                    num_decoder_attention_heads=4),
+    recurrent_gemma=dict(num_hidden_layers=3, lru_width=32), xlnet=dict(d_head=8, d_model=32, n_head=4),
+    xlstm=dict(num_heads=2),
     xmod=dict(default_language='en_XX', is_decoder=True), zaya=dict(num_experts_per_tok=1, router_hidden_size=16),
-    qwen4_exp_text=dict(num_key_value_heads=2, hc_lowrank=8, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=16,
+    qwen4_exp_text=dict(num_key_value_heads=2, hc_lowrank=8, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=8,
+                        indexer_budget=16,
                         indexer_compress_ratio=4),
     falcon_h1=dict(mamba_d_ssm=64),
     **{k:dict(is_decoder=True) for k in ENCODERS if k not in ('reformer', 'roc_bert')},
@@ -96,7 +120,8 @@ def build(name, **changes):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.generation_config = GenerationConfig(eos_token_id=TOKENIZER.eos_token_id, pad_token_id=TOKENIZER.eos_token_id, bos_token_id=TOKENIZER.bos_token_id)
+    model.generation_config = GenerationConfig(eos_token_id=TOKENIZER.eos_token_id, pad_token_id=TOKENIZER.eos_token_id,
+                                               bos_token_id=TOKENIZER.bos_token_id)
     return model.eval()
 
 def default(cls):
@@ -105,14 +130,17 @@ def default(cls):
 
 # what cannot be built tiny, and why
 NOT_BUILT = dict(
-    dots3_note='adapter_in_dim', gemma3n='timm', gemma4_assistant='hidden_size_per_layer_input', gemma4_unified_assistant='layer types',
+    dots3_note='adapter_in_dim', gemma3n='timm', gemma4_assistant='hidden_size_per_layer_input',
+    gemma4_unified_assistant='layer types',
     musicgen='dropout', musicgen_melody='dropout',
 )
 # what is refused, and a word of the reason
 REFUSED = dict(
     **dict.fromkeys('axk2 deepseek_v32 deepseek_v4 dots3_note_text glm_moe_dsa hy_v4'.split(), 'index_topk'),
-    **dict.fromkeys(('camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod xlm xlnet cpmant moshi').split(),
-                    'gives a token other probabilities'), # positions in generate and in forward differ, or tokens see what follows
+    **dict.fromkeys(('camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod xlm xlnet '
+                     'cpmant moshi').split(),
+                    # positions in generate and in forward differ, or tokens see what follows
+                    'gives a token other probabilities'),
     blt='num_hidden_layers', prophetnet='position_ids', xlstm='size of the tensor',
 )
 
@@ -199,17 +227,24 @@ LONGROPE = dict(rope_type='longrope', rope_theta=1e4, short_factor=[1.]*4, long_
                 original_max_position_embeddings=32)
 
 @pytest.mark.parametrize('name,changes,own', [
-    ('gpt_oss', {}, False), ('gemma2', {}, False), ('gemma3', {}, False), ('gpt2', {}, False), ('falcon', {}, False), ('mamba', {}, False),
+    ('gpt_oss', {}, False), ('gemma2', {}, False), ('gemma3', {}, False), ('gpt2', {}, False), ('falcon', {}, False),
+    ('mamba', {}, False),
     ('phi3', dict(rope_parameters=LONGROPE, original_max_position_embeddings=32), False),
     ('llama', dict(rope_parameters=dict(rope_type='dynamic', factor=2., rope_theta=1e4)), False),
-    ('llama', {}, True), ('mistral', dict(sliding_window=8), True), ('phi3', {}, True), ('cohere', {}, True), ('granite', dict(logits_scaling=3.), True),
-    ('qwen2', dict(layer_types=['sliding_attention', 'full_attention'], use_sliding_window=True, sliding_window=8, num_hidden_layers=2), True),
-    ('qwen2_moe', dict(layer_types=['full_attention', 'sliding_attention'], use_sliding_window=True, sliding_window=8, num_hidden_layers=2), True),
-    ('smollm3', dict(layer_types=['sliding_attention', 'full_attention'], use_sliding_window=False, sliding_window=8, num_hidden_layers=2, no_rope_layers=[1, 0]), True),
-    ('llama', dict(rope_parameters=dict(rope_type='yarn', factor=4., rope_theta=1e4, original_max_position_embeddings=32)), True),
+    ('llama', {}, True), ('mistral', dict(sliding_window=8), True), ('phi3', {}, True), ('cohere', {}, True),
+    ('granite', dict(logits_scaling=3.), True),
+    ('qwen2', dict(layer_types=['sliding_attention', 'full_attention'], use_sliding_window=True, sliding_window=8,
+                   num_hidden_layers=2), True),
+    ('qwen2_moe', dict(layer_types=['full_attention', 'sliding_attention'], use_sliding_window=True, sliding_window=8,
+                       num_hidden_layers=2), True),
+    ('smollm3', dict(layer_types=['sliding_attention', 'full_attention'], use_sliding_window=False, sliding_window=8,
+                     num_hidden_layers=2, no_rope_layers=[1, 0]), True),
+    ('llama', dict(rope_parameters=dict(rope_type='yarn', factor=4., rope_theta=1e4,
+                                        original_max_position_embeddings=32)), True),
 ], ids=str)
 def test_who_computes_it(name, changes, own):
-    "The engine computes what it knows exactly; everything else falls back; both are right, for prompts longer than any window or scale"
+    """The engine computes what it knows exactly; everything else falls back; both are right, for prompts longer than
+    any window or scale"""
     model = build(name, **changes)
     assert bool(unknown(model)) != own
     check_answers(model, [text*2 for text in PROMPTS])
@@ -229,17 +264,21 @@ def gradients(model, rows, plainly):
         with lean(m), quiet(): token_logprobs(m.get_base_model(), rows)[0].sum().backward()
     return {k:p.grad for k,p in m.named_parameters() if p.grad is not None}
 
-@pytest.mark.parametrize('name', [n for n in NAMES if n not in NOT_BUILT and MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[n] in KNOWN] + ['gemma2', 'gpt2', 'gpt_oss'])
+@pytest.mark.parametrize('name',
+                         [n for n in NAMES if n not in NOT_BUILT and MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[n] in KNOWN]
+                         + ['gemma2', 'gpt2', 'gpt_oss'])
 def test_gradients_are_those_of_plain_transformers(name):
     "Packed or not, lean or not"
-    a, b = (gradients(build(name, sliding_window=None) if name == 'mistral' else build(name), ROWS, plainly) for plainly in (False, True))
+    a, b = (gradients(build(name, sliding_window=None) if name == 'mistral' else build(name), ROWS, plainly)
+            for plainly in (False, True))
     assert a.keys() == b.keys() and len(a) > 4
     for k in a: torch.testing.assert_close(a[k], b[k], atol=1e-4*b[k].abs().max().item() + 1e-6, rtol=1e-3)
 
 def test_training_a_model_that_falls_back(tmp_path):
     "GPT-2 learns its rows; what does not fit is said in one line"
     model = build('gpt2', resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.)
-    made = train(model, TOKENIZER, ROWS, tmp_path/'a', epochs=4, learning_rate=1e-2, batch_size=2, target_modules='all-linear')
+    made = train(model, TOKENIZER, ROWS, tmp_path/'a', epochs=4, learning_rate=1e-2, batch_size=2,
+                 target_modules='all-linear')
     assert made['loss_last'] < made['loss_first']
     lm = LocalModel(model, TOKENIZER)
     tuned = lm.adapter(made['adapter'])

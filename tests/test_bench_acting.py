@@ -1,7 +1,7 @@
 "The engines of the benchmark do the same work and, in the same number format, say the same"
 import pytest, torch
-from a3t import bench_acting as bench
-from a3t.models.local import load_model, tiny_model
+from a3t.bench import acting as bench
+from a3t.models.weights import load_model, tiny_model
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
@@ -11,7 +11,8 @@ def tiny(tmp_path, monkeypatch):
 
 def test_episodes_are_the_same_each_time_and_share_nothing():
     a = bench.workload(4, 3)
-    assert a == bench.workload(4, 3) and {len(p) for p,_ in a} == {bench.PROMPT} and {len(o) for _,obs in a for o in obs} == {bench.SEEN}
+    assert a == bench.workload(4, 3) and {len(p) for p,_ in a} == {bench.PROMPT} and {len(o) for _,obs in a
+                                                                                      for o in obs} == {bench.SEEN}
     assert len({p[0] for p,_ in a}) == 4
 
 def test_local_and_generate_say_the_same(tiny):

@@ -1,19 +1,23 @@
 "The benchmark of a GPU does the same work in all its ways; here on the CPU, with small models"
 from dataclasses import replace
 import pytest
-from a3t import bench_gpu as bench
-from a3t.bench_acting import NEW, same_share
+from a3t.bench import gpu as bench
+from a3t.bench.acting import NEW, same_share
 
 @pytest.fixture(scope='module')
-def model(tmp_path_factory): return bench.random_model(tmp_path_factory.mktemp('m')/'small', vocab_size=2000, max_position_embeddings=4096)
+def model(tmp_path_factory):
+    return bench.random_model(tmp_path_factory.mktemp('m')/'small', vocab_size=2000, max_position_embeddings=4096)
 
 @pytest.fixture(scope='module')
-def rows(): return [replace(r, input_ids=r.input_ids[:120], loss_mask=r.loss_mask[:120]) for r in bench.random_rows(32, 2000, 60)]
+def rows():
+    return [replace(r, input_ids=r.input_ids[:120], loss_mask=r.loss_mask[:120])
+            for r in bench.random_rows(32, 2000, 60)]
 
 def test_rows_are_as_long_as_said():
     rows = bench.random_rows(20, 500)
     assert rows == bench.random_rows(20, 500) != bench.random_rows(20, 500, seed=1)
-    assert all(r.input_ids[:608] == rows[0].input_ids[:608] and 853 <= len(r) <= 3353 and sum(r.loss_mask) == len(r) - 608 for r in rows)
+    assert all(r.input_ids[:608] == rows[0].input_ids[:608] and 853 <= len(r) <= 3353
+               and sum(r.loss_mask) == len(r) - 608 for r in rows)
 
 def test_the_model_is_as_said(): assert bench.MISTRAL_7B['hidden_size']//bench.MISTRAL_7B['num_attention_heads'] == 128
 
@@ -33,4 +37,5 @@ def test_what_generate_says(tmp_path):
 def test_a_device_is_like_itself():
     res = bench.compare('cpu')
     assert res.keys() == {'none', 'nf4'}
-    for r in res.values(): assert r['logprobs'] == r['adapter'] == 0 < r['largest'] and r['same_answers'] == r['answers'] == 8
+    for r in res.values():
+        assert r['logprobs'] == r['adapter'] == 0 < r['largest'] and r['same_answers'] == r['answers'] == 8

@@ -1,10 +1,10 @@
 "The training benchmark compares like with like"
 from dataclasses import replace
 import pytest, torch
-from a3t.bench_training import Bytes, _rate, apart, by_tokens, resident, train_ours, train_trl, trl_settings
+from a3t.bench.training import Bytes, _rate, apart, by_tokens, resident, train_ours, train_trl, trl_settings
 from a3t.data import make_rows
 from a3t.envs.base import ToyHouse
-from a3t.models.local import load_model, tiny_model
+from a3t.models.weights import load_model, tiny_model
 
 WON = ToyHouse.exemplar
 
@@ -12,15 +12,19 @@ WON = ToyHouse.exemplar
 def folder(tmp_path_factory): return tiny_model(tmp_path_factory.mktemp('m')/'tiny')
 
 @pytest.fixture(scope='module')
-def rows(folder): return make_rows(load_model(folder, device='cpu')[1], [replace(WON, task=str(i), steps=WON.steps[:1+i%3]) for i in range(8)])[0]
+def rows(folder):
+    return make_rows(load_model(folder, device='cpu')[1],
+                     [replace(WON, task=str(i), steps=WON.steps[:1+i%3]) for i in range(8)])[0]
 
 @pytest.mark.parametrize('name', trl_settings([(0,)]))
 def test_trl_has_our_loss(folder, rows, name):
     "The first step changes nothing yet: the same rows have the same loss, whatever TRL's settings"
     pytest.importorskip('trl')
-    ours, theirs = train_ours(by_tokens(rows), folder, normalise='none'), train_trl(rows, folder, **trl_settings(rows)[name])
+    ours, theirs = train_ours(by_tokens(rows), folder, normalise='none'), train_trl(rows, folder,
+                                                                                    **trl_settings(rows)[name])
     assert ours['rate'] > 0 < theirs['rate'] and len(ours['loss']) == 2
-    if name != 'packed': assert abs(ours['loss'][0] - theirs['loss'][0]) < .02 and len(theirs['loss']) == 2 # packing changes the order
+    # packing changes the order
+    if name != 'packed': assert abs(ours['loss'][0] - theirs['loss'][0]) < .02 and len(theirs['loss']) == 2
 
 def test_by_tokens(rows):
     "The loss of a row is its tokens' sum over the mean number of tokens"

@@ -10,7 +10,8 @@ from conftest import A3T, ROOT
 # -- start-up
 
 HEAVY = 'torch pandas matplotlib transformers pyarrow scipy gymnasium textworld numpy'.split()
-LIGHT = [('--help',), ('--version',), ('presets',), ('settings', 'cpu-webshop', '--set', 'seed=1'), ('presset',), ('run', 'smok', '--nam', 'x'),
+LIGHT = [('--help',), ('--version',), ('presets',), ('settings', 'cpu-webshop', '--set', 'seed=1'), ('presset',),
+         ('run', 'smok', '--nam', 'x'),
          *((name, '--help') for name in COMMANDS)]
 
 def test_light_commands_import_nothing_heavy(project):
@@ -22,7 +23,8 @@ def test_light_commands_import_nothing_heavy(project):
             main(list(words))
             print('HEAVY', *(m for m in {HEAVY!r} if m in sys.modules))"""
     p = subprocess.run([sys.executable, '-c', code], cwd=project.path, env=project.env, capture_output=True, text=True)
-    assert p.returncode == 0 and [l for l in p.stdout.splitlines() if l.startswith('HEAVY')] == ['HEAVY']*len(LIGHT), p.stderr
+    assert p.returncode == 0 and [l for l in p.stdout.splitlines()
+                                  if l.startswith('HEAVY')] == ['HEAVY']*len(LIGHT), p.stderr
 
 # -- help and guesses
 
@@ -47,21 +49,33 @@ def test_every_command_is_listed():
     assert status == 0 and all(f'\n  {n} ' in text for n in COMMANDS)
 
 @pytest.mark.parametrize('words,contains', [
-    (('pressets',), "there is no command 'pressets' (did you mean presets?): choose from run"), (('Run',), 'did you mean run?'), (('xyz',), 'choose from run'), (('--versoin',), 'did you mean --version?'), (('help',), 'did you mean --help?'),
-    (('run', 'smoke', '--nmae', 'x'), "'--nmae' is no argument of a3t run (did you mean --name?)"), (('run', 'smoke', 'x'), "'x' is no argument"),
-    (('run', '--prest=smoke', 'smoke'), 'is no argument'), (('evaluate', '--adaptor=x', '--adapter', 'x'), 'did you mean --adapter?'),
-    (('run',), 'required: preset'), (('evaluate',), 'required: --adapter'), (('shop', '--port', 'http'), "invalid int value: 'http'"),
-    (('run', 'smoke', '--set'), 'expected at least one argument'), (('settings', 'cpu', '--nam', 'x'), "'--nam' is no argument")])
+    (('pressets',), "there is no command 'pressets' (did you mean presets?): choose from run"),
+    (('Run',), 'did you mean run?'), (('xyz',), 'choose from run'), (('--versoin',), 'did you mean --version?'),
+    (('help',), 'did you mean --help?'),
+    (('run', 'smoke', '--nmae', 'x'), "'--nmae' is no argument of a3t run (did you mean --name?)"),
+    (('run', 'smoke', 'x'), "'x' is no argument"),
+    (('run', '--prest=smoke', 'smoke'), 'is no argument'),
+    (('evaluate', '--adaptor=x', '--adapter', 'x'), 'did you mean --adapter?'),
+    (('run',), 'required: preset'), (('evaluate',), 'required: --adapter'),
+    (('shop', '--port', 'http'), "invalid int value: 'http'"),
+    (('run', 'smoke', '--set'), 'expected at least one argument'),
+    (('settings', 'cpu', '--nam', 'x'), "'--nam' is no argument")])
 def test_words_that_are_not_known(words, contains, capsys):
     assert main(list(words)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith('a3t: ') and contains in lines[0], lines
 
 @pytest.mark.parametrize('words,contains', [
-    (('run', 'webshop-cpu'), 'did you mean cpu-webshop?'), (('settings', 'Smoke'), 'did you mean smoke?'), (('doctor', 'cpu_alfworld'), 'did you mean cpu-alfworld?'),
-    (('run', 'smoke', '--set', 'round=1'), 'did you mean rounds?'), (('run', 'smoke', '--set', 'opening=smapled'), 'did you mean sampled?'),
-    (('shop', '--port', '99999'), '--port 99999 is no port'), (('shop', '--port', '-1'), '--port -1 is no port'), (('parity', 'x', '--n', '-2'), '--n -2 is negative'),
-    (('run', 'smoke', '--set', 'a\nb'), 'write it as key=value'), (('doctor', '--set', 'seed=1', 'smoke'), "--set 'smoke': write it as key=value, and what is no setting before --set"), (('evaluate', '--adapter', 'a\nb'), 'is no adapter')])
+    (('run', 'webshop-cpu'), 'did you mean cpu-webshop?'), (('settings', 'Smoke'), 'did you mean smoke?'),
+    (('doctor', 'cpu_alfworld'), 'did you mean cpu-alfworld?'),
+    (('run', 'smoke', '--set', 'round=1'), 'did you mean rounds?'),
+    (('run', 'smoke', '--set', 'opening=smapled'), 'did you mean sampled?'),
+    (('shop', '--port', '99999'), '--port 99999 is no port'), (('shop', '--port', '-1'), '--port -1 is no port'),
+    (('parity', 'x', '--n', '-2'), '--n -2 is negative'),
+    (('run', 'smoke', '--set', 'a\nb'), 'write it as key=value'),
+    (('doctor', '--set', 'seed=1', 'smoke'),
+     "--set 'smoke': write it as key=value, and what is no setting before --set"),
+     (('evaluate', '--adapter', 'a\nb'), 'is no adapter')])
 def test_values_that_are_wrong(words, contains, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main(list(words)) == 1
@@ -71,44 +85,55 @@ def test_values_that_are_wrong(words, contains, capsys, monkeypatch):
 def test_no_command_shows_the_usage(capsys):
     assert main([]) == 2 and capsys.readouterr().err.startswith('usage: a3t COMMAND')
 
-def test_presets_are_named_alike(): assert all(re.fullmatch(r'smoke|(cpu|paper)(-[a-z]+)?', s) for s in read_settings(ROOT/'settings.ini').sections())
+def test_presets_are_named_alike():
+    assert all(re.fullmatch(r'smoke|(cpu|paper)(-[a-z]+)?', s) for s in read_settings(ROOT/'settings.ini').sections())
 
 # -- where output goes, and how it ends
 
 @pytest.mark.parametrize('words', [('presets',), ('--help',), ('run', '--help'), ('settings', 'cpu')])
 def test_a_full_disk_behind_the_output(project, words):
     with open('/dev/full', 'w') as full:
-        p = subprocess.run([*A3T, *words], cwd=project.path, env=project.env, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert p.returncode == 1 and p.stderr.count('\n') == 1 and p.stderr.startswith('a3t: ') and 'No space left' in p.stderr
+        p = subprocess.run([*A3T, *words], cwd=project.path, env=project.env, stdout=full, stderr=subprocess.PIPE,
+                           text=True)
+    assert (p.returncode == 1 and p.stderr.count('\n') == 1 and p.stderr.startswith('a3t: ')
+            and 'No space left' in p.stderr)
 
 def test_closed_output_is_no_traceback(project):
-    p = subprocess.run(['sh', '-c', '"$@" >&-', 'sh', *A3T, 'presets'], cwd=project.path, env=project.env, stderr=subprocess.PIPE, text=True)
+    p = subprocess.run(['sh', '-c', '"$@" >&-', 'sh', *A3T, 'presets'], cwd=project.path, env=project.env,
+                       stderr=subprocess.PIPE, text=True)
     assert 'Traceback' not in p.stderr and p.returncode in (0, 1)
 
 def test_a_home_folder_that_is_a_loop(project):
     (project.path/'loop').symlink_to('loop')
     project.env['HOME'] = str(project.path/'loop')
     p = project.a3t('doctor', 'smoke')  # where libraries look into it, at least in one line
-    assert 'Traceback' not in p.stderr and p.returncode in (0, 1) and (p.returncode == 0 or 'BAD' in p.stdout or p.stderr.startswith('a3t: the system refuses'))
+    assert 'Traceback' not in p.stderr and p.returncode in (0,
+        1) and (p.returncode == 0 or 'BAD' in p.stdout or p.stderr.startswith('a3t: the system refuses'))
 
 def test_an_interrupt_is_130(monkeypatch, capsys):
     def stop(): os.kill(os.getpid(), signal.SIGTERM)
     monkeypatch.setitem(COMMANDS, 'presets', stop)
-    assert main(['presets']) == 130 and capsys.readouterr().err == '\na3t: stopped; the same command goes on from here\n'
+    assert (main(['presets']) == 130 and capsys.readouterr().err == '\na3t: stopped; the same command goes on from '
+                                                                    'here\n')
 
 # -- 300 random command lines in broken surroundings
 
 CASES = int(os.environ.get('A3T_FUZZ_CASES', 300))
 LONG = 'x'*300
-PATHS = ('{t}/new', '{t}/file', '{t}/dangling', '{t}/loop', '{t}/ä {b} %s', '/proc/none', '/dev/null', '/dev/full', '/dev/null/x', '{t}/'+LONG, '~nobody/x',
+PATHS = ('{t}/new', '{t}/file', '{t}/dangling', '{t}/loop', '{t}/ä {b} %s', '/proc/none', '/dev/null', '/dev/full',
+         '/dev/null/x', '{t}/'+LONG, '~nobody/x',
          '', '.', 'relative', '/proc/self/mem', '{t}/new\nline')
-RIGHT = ('seed=3', 'rounds=1e2', 'model=tiny', 'p=0', 'device=cpu', 'eval_tasks=0', 'launch=', 'server={}' if 'server' in read_settings(ROOT/'settings.ini').defaults() else 'slots=2')
-FALSE = ('sead=1', 'p=7', 'opening=smapled', 'rounds=', 'rounds=nan', 'seed', '=3', 'device=cuda:77', 'device=gpu', "eval_splits=['x']", 'slots=0',
-         'generator=[', 'environment=../x', 'schedule=lineer', 'launch=nope', 'quantize=int8', 'learning_rate=-1', 'ray=x', 'model=', 'rounds=' + '('*999,
+RIGHT = ('seed=3', 'rounds=1e2', 'model=tiny', 'p=0', 'device=cpu', 'eval_tasks=0', 'launch=',
+         'server={}' if 'server' in read_settings(ROOT/'settings.ini').defaults() else 'slots=2')
+FALSE = ('sead=1', 'p=7', 'opening=smapled', 'rounds=', 'rounds=nan', 'seed', '=3', 'device=cuda:77', 'device=gpu',
+         "eval_splits=['x']", 'slots=0',
+         'generator=[', 'environment=../x', 'schedule=lineer', 'launch=nope', 'quantize=int8', 'learning_rate=-1',
+         'ray=x', 'model=', 'rounds=' + '('*999,
          'Seed=1', 'observations=masked', '--', 'p="1"', 'target_modules=[]', 'model=\udcff', '%s={0}')
 SMALL = ('smoke', 'paper-alfworld', 'cpu-alfworld', 'paper-webshop')
 NONE = ('smok', '', ' ', 'default', '../smoke', '[smoke]', LONG, 'smoke\n', '\udcff', '%(x)s')
-FILES = ('{t}/empty', '{t}/half', '{t}/broken', '{t}/list', '{t}/file', 'nowhere', '', LONG, '/dev/null', '/proc/none', '{t}/loop')
+FILES = ('{t}/empty', '{t}/half', '{t}/broken', '{t}/list', '{t}/file', 'nowhere', '', LONG, '/dev/null', '/proc/none',
+         '{t}/loop')
 
 def make_place(t):
     "Folders and files that are broken in many ways"
@@ -123,8 +148,10 @@ def make_place(t):
     (t/'notebooks').mkdir()
     for name in ('baselines', 'report'): (t/'notebooks'/f'{name}.ipynb').write_text('{"cells": []}')
     text = (ROOT/'settings.ini').read_text()
-    inis = dict(good=text, bom='\ufeff' + text, binary=bytes(range(256)), empty='', section='[smoke]\nrounds = 1\n', text='hello', doubled=text + '\n[smoke]\nrounds = 1\n',
-                strange=text.replace('rounds = 4', 'rounds = four'), lacking=text.replace('\npatience = 0\n', '\n', 1), nul=text + '\0', latin='# \xe4\n'.encode('latin-1'))
+    inis = dict(good=text, bom='\ufeff' + text, binary=bytes(range(256)), empty='', section='[smoke]\nrounds = 1\n',
+                text='hello', doubled=text + '\n[smoke]\nrounds = 1\n',
+                strange=text.replace('rounds = 4', 'rounds = four'), lacking=text.replace('\npatience = 0\n', '\n', 1),
+                nul=text + '\0', latin='# \xe4\n'.encode('latin-1'))
     for name,ini in inis.items():
         (t/'cwd'/name).mkdir(parents=True)
         (t/'cwd'/name/'settings.ini').write_bytes(ini if isinstance(ini, bytes) else ini.encode())
@@ -139,14 +166,17 @@ GOOD_INI = ('good', 'bom')
 
 def surroundings(rng):
     "Environment variables and the folder to stand in; are they all right?"
-    env = {k:rng.choice(PATHS) for k in ('A3T_DATA', 'HOME', 'TMPDIR', 'ALFWORLD_DATA', 'WEBSHOP_DATA') if rng.random() < .4}
-    cwd = 'good' if rng.random() < .5 else rng.choice(('bom', 'binary', 'empty', 'section', 'text', 'doubled', 'strange', 'lacking', 'nul', 'latin', 'dangling', 'loop',
+    env = {k:rng.choice(PATHS) for k in ('A3T_DATA', 'HOME', 'TMPDIR', 'ALFWORLD_DATA', 'WEBSHOP_DATA')
+           if rng.random() < .4}
+    cwd = 'good' if rng.random() < .5 else rng.choice(('bom', 'binary', 'empty', 'section', 'text', 'doubled',
+                                                       'strange', 'lacking', 'nul', 'latin', 'dangling', 'loop',
                                                        'device', 'folder', 'none', 'gone'))
     return env, cwd
 
 def command_line(rng):
     "Words of a command, and 'usage', 'wrong' or '' for what is the matter with them"
-    name = rng.choice(('presets', 'settings', 'settings', 'run', 'run', 'doctor', 'report', 'evaluate', 'shop', '--help', '--version', 'none'))
+    name = rng.choice(('presets', 'settings', 'settings', 'run', 'run', 'doctor', 'report', 'evaluate', 'shop',
+                       '--help', '--version', 'none'))
     if name == 'none': return [rng.choice(('', 'presset', '-x', '--', 'settings.ini', LONG, 'RUN', '\udcff'))], 'usage'
     if rng.random() < .08: return [name, '--no-such-option'], '' if name.startswith('--') else 'usage'
     if rng.random() < .08 and not name.startswith('--'): return [name, '--help'], ''
@@ -154,7 +184,8 @@ def command_line(rng):
     if name in ('settings', 'run', 'doctor', 'evaluate'):
         false = rng.random() < .4
         preset = [rng.choice(NONE if false else SMALL)]
-    words = {'evaluate':['evaluate', '--adapter', rng.choice(FILES), '--preset', *preset], 'report':['report', rng.choice(('never', '..', LONG, '', 'a b', 'a/b', '\udcff'))],
+    words = {'evaluate':['evaluate', '--adapter', rng.choice(FILES), '--preset', *preset],
+             'report':['report', rng.choice(('never', '..', LONG, '', 'a b', 'a/b', '\udcff'))],
              'shop':['shop', '--port', rng.choice(('-1', '70000', '99999999999'))]}.get(name, [name, *preset])
     false |= name in ('evaluate', 'report', 'shop')
     if name == 'run': words += ['--name', rng.choice(('a', 'b.c', '../x', '', LONG, 'a b', 'ä'))]
@@ -172,7 +203,8 @@ def answer(words, env, cwd, t, out, err):
     try:
         signal.alarm(60)
         for n,path in ((1, out), (2, err)): os.dup2(os.open(path, os.O_WRONLY|os.O_CREAT|os.O_TRUNC), n)
-        sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(n, 'wb', 0), errors=e, write_through=True) for n,e in ((1, 'surrogateescape'), (2, 'backslashreplace')))
+        sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(n, 'wb', 0), errors=e, write_through=True)
+                                  for n,e in ((1, 'surrogateescape'), (2, 'backslashreplace')))
         tempfile.tempdir = None
         for k,v in env.items(): os.environ[k] = v.replace('{t}', str(t)).replace('{b}', '{run}')
         os.environ['A3T_NOTEBOOKS'] = str(t/'notebooks')
@@ -196,7 +228,8 @@ def check_answer(words, fault, cwd, status, out, err):
     if fault == 'wrong': assert status == 1
     if fault == '' and words[0] in ('--help', '--version') or words[1:] == ['--help']: assert status == 0
     if fault == '' and words[0] in ('presets', 'settings') and cwd in GOOD_INI: assert status == 0
-    if fault == '' and words[0] in ('presets', 'settings') and words[1:] != ['--help'] and cwd in UNUSABLE: assert status == 1
+    if fault == '' and words[0] in ('presets', 'settings') and words[1:] != ['--help'] and cwd in UNUSABLE:
+        assert status == 1
 
 def test_random_command_lines(tmp_path, monkeypatch):
     make_place(tmp_path)
@@ -209,6 +242,9 @@ def test_random_command_lines(tmp_path, monkeypatch):
         status = answer(words, env, cwd, tmp_path, tmp_path/'out', tmp_path/'err')
         out, err = ((tmp_path/f).read_text(errors='replace') for f in ('out', 'err'))
         try: check_answer(words, fault, cwd, status, out, err)
-        except AssertionError as e: raise AssertionError(f'case {n}: {words} {env} in {cwd} ended with {status}\n{out[-1500:]}\n{err[-3000:]}') from e
+        except AssertionError as e:
+            raise AssertionError(
+                f'case {n}: {words} {env} in {cwd} ended with {status}\n{out[-1500:]}\n{err[-3000:]}') from e
         seen.append((words[0], status))
-    assert {s for _,s in seen} == {0, 1, 2} and {('settings', 0), ('settings', 1), ('run', 1), ('doctor', 1), ('evaluate', 1)} <= set(seen)
+    assert {s for _,s in seen} == {0, 1, 2} and {('settings', 0), ('settings', 1), ('run', 1), ('doctor', 1),
+                                                 ('evaluate', 1)} <= set(seen)

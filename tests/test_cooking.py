@@ -4,9 +4,12 @@ import pytest
 from a3t.agents import Wording
 from a3t.core import A3TError, content_hash, read_json
 from a3t.envs import cooking
-from a3t.envs.base import check_environment, play
+from a3t.envs.cooking import kitchen
+from a3t.envs.contract import check_environment
+from a3t.envs.base import play
+from a3t.envs.cooking.kitchen import *
 from a3t.envs.cooking import *
-from a3t.explore import explore, shrink
+from a3t.opening.explore import explore, shrink
 
 SIZES = dict(train=5, seen=5, unseen=5)
 
@@ -35,7 +38,8 @@ def test_textworld_says_the_same(level, split):
 
 def test_a_difference_is_found(monkeypatch):
     monkeypatch.setattr(Kitchen, '_heats', lambda self, f: 'raw' in self.foods[f])
-    with pytest.raises(AssertionError, match='only in TextWorld.*cook'): [compare(textworld_game('cook', s), 'cook', seed=s) for s in range(1, 9)]
+    with pytest.raises(AssertionError, match='only in TextWorld.*cook'):
+        [compare(textworld_game('cook', s), 'cook', seed=s) for s in range(1, 9)]
 
 def test_walkthroughs_win_at_their_end_only(env):
     for task in env.games:
@@ -47,7 +51,7 @@ def test_walkthroughs_win_at_their_end_only(env):
 def test_splits_share_no_game_and_unseen_asks_for_new_things(env):
     assert [len(env.tasks(s)) for s in env.splits] == [5, 5, 5]
     assert len({content_hash({k:v for k,v in g.items() if k != 'walkthrough'}) for g in env.games.values()}) == 15
-    old = cooking._textworld().FOOD_PREPARATIONS_SPLITS['train']
+    old = kitchen._textworld().FOOD_PREPARATIONS_SPLITS['train']
     for task in env.games:
         known = all((cook, cut) in old.get(f, ()) for f,cook,cut in env.games[task]['recipe'])
         assert known == (not task.startswith('unseen/')), task
@@ -59,7 +63,8 @@ def test_how_to_lose(env):
     cook = next(a for a in way if a.startswith('cook'))
     cut = next(a for a in way if a.split()[0] in CUT.values())
     other = next(v for v in CUT.values() if v != cut.split()[0]) + ' ' + cut.split(' ', 1)[1]
-    for end in ([*way[:way.index(cook)+1], cook], [*way[:way.index(cut)], other], [*way[:way.index(cook)+1], f'eat {food}']):
+    for end in ([*way[:way.index(cook)+1], cook], [*way[:way.index(cut)], other],
+                [*way[:way.index(cook)+1], f'eat {food}']):
         obs, reward, over, _, info = at(env, task, end)
         assert over and not info['won'] and 0 < reward < 1 and obs.endswith('You lost.'), end
         again = env.step('look')
@@ -69,7 +74,8 @@ def test_meal_needs_all_that_the_recipe_says(env):
     task = of_level(env, 'both')
     way = env.games[task]['walkthrough']
     last = max(i for i,a in enumerate(way) if cooking._PROCESS.fullmatch(a)) # the last thing that the recipe says
-    for i in range(len(way) - 2): assert ('prepare meal' in at(env, task, way[:i+1])[-1]['admissible_actions']) == (i >= last), way[i]
+    for i in range(len(way) - 2):
+        assert ('prepare meal' in at(env, task, way[:i+1])[-1]['admissible_actions']) == (i >= last), way[i]
 
 def test_moments(env):
     task = of_level(env, 'rooms')
@@ -90,10 +96,15 @@ def test_moments(env):
 def test_names(env):
     goal = 'prepare a meal with red potato and eat it. Directions: dice the red potato, fry the red potato.'
     assert env.words(goal) == ['red potato'] == env.things('take red potato from patio table')
-    assert env.things('cook red potato with stove') == ['fry the red potato'] and env.things('cook red potato with oven') == ['roast the red potato']
-    assert env.form('cook red potato with oven') == ('cook {} with oven', ('red potato',)) and env.form('prepare meal') == ('prepare meal', ())
-    for action, verb in {'cook red potato with stove':'follow', 'cook red potato with oven':'other', 'cook potato with stove':'other', 'take red potato from fridge':'take', 'take knife':'take knife',
-                         'take salt':'other', 'open barn door':'open door', 'open fridge':'open', 'go east':'go', 'eat meal':'eat', 'eat red potato':'other', '':'other', 'take':'other'}.items():
+    assert (env.things('cook red potato with stove') == ['fry the red potato']
+            and env.things('cook red potato with oven') == ['roast the red potato'])
+    assert env.form('cook red potato with oven') == ('cook {} with oven', ('red potato',
+                                                     )) and env.form('prepare meal') == ('prepare meal', ())
+    for action, verb in {'cook red potato with stove':'follow', 'cook red potato with oven':'other',
+                         'cook potato with stove':'other', 'take red potato from fridge':'take',
+                         'take knife':'take knife',
+                         'take salt':'other', 'open barn door':'open door', 'open fridge':'open', 'go east':'go',
+                         'eat meal':'eat', 'eat red potato':'other', '':'other', 'take':'other'}.items():
         assert env.verb(action, goal) == verb, action
     assert foods_of('prepare a meal with egg, a salt and a red potato and eat it.') == ['egg', 'salt', 'red potato']
 
@@ -108,9 +119,10 @@ def test_reasons_name_what_was_seen(env):
             assert not any('zucchini' in r or 'oak door' in r for r in said)
 
 def test_exemplar_is_our_own(env):
-    assert env.exemplar.won and env.exemplar.reward == 1 and 'zucchini' not in cooking._textworld().FOODS
+    assert env.exemplar.won and env.exemplar.reward == 1 and 'zucchini' not in kitchen._textworld().FOODS
     words = Wording(env.exemplar, env)
-    for i,s in enumerate(env.exemplar.steps): assert s.reason in words.sentences(replace(env.exemplar, steps=env.exemplar.steps[:i]), s.action)
+    for i,s in enumerate(env.exemplar.steps):
+        assert s.reason in words.sentences(replace(env.exemplar, steps=env.exemplar.steps[:i]), s.action)
 
 def test_exploring_finds_and_shrinks(env):
     task = of_level(env, 'cook')

@@ -22,7 +22,8 @@ def test_row_is_what_is_acted(tok, observations, prompt):
     bears = {'reason', 'action'} | ({'observation'} if observations == 'keep' else set())
     for s,e,k in row.spans: assert set(row.loss_mask[s:e]) == {k in bears}
     # the tokens that bear loss are the text of exactly those segments, no token more or less
-    assert row.n_loss == sum(len(encode_segments(tok, [s.text])) - len(encode_segments(tok, [])) for s in segs if s.kind in bears)
+    assert row.n_loss == sum(len(encode_segments(tok, [s.text])) - len(encode_segments(tok, [])) for s in segs
+                             if s.kind in bears)
     first = row.loss_mask.index(True)
     assert row.input_ids[:first] == tuple(encode_segments(tok, [s.text for s in segs if s.kind == 'prompt']))
 
@@ -33,7 +34,8 @@ def test_prefix_property(tok):
 
 def test_bad_masks(tok):
     row = make_row(tok, won)
-    for mask, word in ((row.loss_mask[:-1], 'entries'), ((False,)*len(row), 'no token'), ((True,)+row.loss_mask[1:], 'first token'),
+    for mask, word in ((row.loss_mask[:-1], 'entries'), ((False,)*len(row), 'no token'),
+                       ((True,)+row.loss_mask[1:], 'first token'),
                        (row.loss_mask[:-1]+(False,), 'does not lie')):
         with pytest.raises(A3TError, match=word): check_row(replace(row, loss_mask=mask))
     with pytest.raises(A3TError, match='no token'): make_row(tok, replace(won, steps=()))
@@ -41,7 +43,8 @@ def test_bad_masks(tok):
 
 def test_weights(tok):
     w = lambda **kw: [r.weight for r in make_rows(tok, [won, lost], **kw)[0]]
-    assert w() == [1, -1] and w(failure_reward=.1) == [1, .1] and w(threshold=.4) == [1, 1] and w(rewards='raw') == [1, .4]
+    assert w() == [1, -1] and w(failure_reward=.1) == [1, .1] and w(threshold=.4) == [1, 1] and w(rewards='raw') == [1,
+                                                                                                                     .4]
     assert [r.won for r in make_rows(tok, [won, lost], threshold=.4)[0]] == [True, True]
     with pytest.raises(A3TError, match='binary'): w(rewards='cooked')
 

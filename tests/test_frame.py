@@ -3,7 +3,8 @@ import json, lzma, re, resource, signal, time
 import pytest
 from a3t.accumulate import read
 from a3t.core import read_json
-from a3t.rounds import plan, read_manifest, stage_folder
+from a3t.runs.folders import plan, stage_folder
+from a3t.runs.manifests import read_manifest
 from conftest import Project, ROOT, one_line_error
 from test_report import without_seconds
 
@@ -36,7 +37,8 @@ def test_bad_settings_are_found_by_the_first_stage(project, setting, contains):
 
 def test_a_round_that_finds_nothing(project):
     p = project.a3t('run', 'smoke', '--name', 'a', '--set', 'max_steps=2', 'explore_budget=20', 'rounds=1')
-    one_line_error(p, 'no successes found: no episode won any of 12 tasks within explore_budget = 20 steps for each; raise explore_budget')
+    one_line_error(p, 'no successes found: no episode won any of 12 tasks within explore_budget = 20 steps for each; '
+                      'raise explore_budget')
     assert read_json(project.run('a')/'round_00'/'explore.alarms.json')[0]['name'] == 'no successes found'
 
 def test_a_run_from_other_settings(project):
@@ -49,7 +51,8 @@ def test_a_run_from_other_settings(project):
 def test_a_game_file_cut_short(project):
     cut = project.path/'games.jsonl.xz'
     cut.write_bytes(lzma.compress(b'{"task": "train/x/y"}\n'*10_000)[:-40])
-    one_line_error(project.a3t('run', 'smoke', '--name', 'a', '--set', 'environment=alfworld', 'engine=textworld', f'games={cut}'), 'games.jsonl.xz')
+    one_line_error(project.a3t('run', 'smoke', '--name', 'a', '--set', 'environment=alfworld', 'engine=textworld',
+                               f'games={cut}'), 'games.jsonl.xz')
 
 def test_a_broken_settings_file(project):
     (project.path/'settings.ini').write_text('rounds = 1\n')
@@ -62,7 +65,8 @@ def test_a_reader_that_has_read_enough_is_no_error(project):
 
 def test_presets_are_listed(project):
     p = project.a3t('presets')
-    assert p.returncode == 0 and [l.split()[0] for l in p.stdout.strip().split('\n')] == ['smoke', 'cpu', 'cpu-cooking', 'cpu-scienceworld', 'cpu-alfworld', 'paper-alfworld', 'cpu-webshop', 'paper-webshop']
+    assert p.returncode == 0 and [l.split()[0] for l in p.stdout.strip().split('\n')] == ['smoke', 'cpu', 'cpu-cooking',
+        'cpu-scienceworld', 'cpu-alfworld', 'paper-alfworld', 'cpu-webshop', 'paper-webshop']
 
 # -- the score of an adapter
 
@@ -70,8 +74,9 @@ def test_presets_are_listed(project):
 def adapter(tmp_path_factory):
     "A project with an adapter of random weights for the tiny model"
     from peft import get_peft_model_state_dict
-    from a3t.models.local import load_model
-    from a3t.train import lora, save_adapter
+    from a3t.models.weights import load_model
+    from a3t.train import lora
+    from a3t.training.log import save_adapter
     project = Project(tmp_path_factory.mktemp('adapter'))
     net = lora(load_model('tiny')[0])
     save_adapter(get_peft_model_state_dict(net), net.peft_config['default'], project.path/'adapter', 'tiny')
@@ -96,11 +101,14 @@ def adapter(tmp_path_factory):
 def test_what_cannot_be_evaluated(adapter, args, contains): one_line_error(adapter.a3t('evaluate', *args), contains)
 
 def test_a_score_is_the_same_again(adapter):
-    run = lambda name, *more: adapter.a3t('evaluate', '--adapter', 'adapter', '--preset', 'smoke', '--set', 'eval_tasks=3', '--json', name, *more)
+    run = lambda name, *more: adapter.a3t('evaluate', '--adapter', 'adapter', '--preset', 'smoke', '--set',
+                                          'eval_tasks=3', '--json', name, *more)
     p, q = run('a.json', '--splits', 'seen', 'unseen'), run('b.json', '--splits', 'seen', 'unseen')
     a, b = (read_json(adapter.path/f'{n}.json') for n in 'ab')
-    assert p.returncode == q.returncode == 0 and a == b and {'n', 'successes', 'rate', 'ci95', 'by_type', 'panel', 'seed', 'engine'} <= set(a)
-    assert a['n'] == 6 and list(a['splits']) == ['seen', 'unseen'] and a['splits']['seen']['n'] == 3 and a['model'] == 'tiny'
+    assert p.returncode == q.returncode == 0 and a == b and {'n', 'successes', 'rate', 'ci95', 'by_type', 'panel',
+                                                             'seed', 'engine'} <= set(a)
+    assert a['n'] == 6 and list(a['splits']) == ['seen',
+                                                 'unseen'] and a['splits']['seen']['n'] == 3 and a['model'] == 'tiny'
     assert 'panel ' + a['panel'] in p.stdout and 'seed 0' in p.stdout
     one_line_error(run('a.json'), 'another evaluation: delete it, or choose another --json')
 
@@ -118,7 +126,8 @@ def report(project, name='smoke'): return read_json(project.run(name)/'report.js
 
 def test_smoke_ends_with_its_results(whole):
     project, p = whole
-    assert 'unseen: 12 tasks, one trial each' in p.stdout and p.stdout.strip().endswith('report: data/runs/smoke/report.html')
+    assert ('unseen: 12 tasks, one trial each' in p.stdout and p.stdout.strip().endswith(
+        'report: data/runs/smoke/report.html'))
     r = report(project)
     assert r['missing'] == [] and len(r['rounds']) == 2 and set(r['baselines']) == {'random', 'untrained'}
     for s in plan(2): assert (stage_folder(project.run('smoke'), *s)/f'{s[0]}.ipynb').exists()
@@ -130,7 +139,8 @@ def test_no_reason_that_is_trained_on_is_cut(whole):
     assert sum(s.actor == 'sampled' and bool(s.reason) for t in made for s in t.steps) > 20
     assert not any(s.cut for t in made for s in t.steps if s.actor == 'sampled') and not any(t.full for t in made)
     assert all(re.search(r'[.!?]$', s.reason) for t in made for s in t.steps if s.actor == 'sampled')
-    facts = [read_manifest(project.run('smoke'), *s)['facts'] for s in (('baselines', 0), ('explore', 1), ('evaluate', 1), ('train', 1))]
+    facts = [read_manifest(project.run('smoke'), *s)['facts']
+             for s in (('baselines', 0), ('explore', 1), ('evaluate', 1), ('train', 1))]
     assert [f.get('context_full') for f in facts] == [0, 0, 0, None] and facts[3]['too_long'] == 0
 
 def test_again_there_is_nothing_to_do(whole):
@@ -138,17 +148,21 @@ def test_again_there_is_nothing_to_do(whole):
     before = {p:p.stat().st_mtime_ns for p in project.run('smoke').rglob('*') if p.is_file() and p.suffix != '.lock'}
     p = project.a3t('run', 'smoke')
     assert p.returncode == 0 and p.stdout.count('done before') == 8
-    assert before == {p:p.stat().st_mtime_ns for p in project.run('smoke').rglob('*') if p.is_file() and p.suffix != '.lock'}
+    assert before == {p:p.stat().st_mtime_ns for p in project.run('smoke').rglob('*') if p.is_file()
+                      and p.suffix != '.lock'}
 
 def kill_in(project, stage, round, deep):
-    "Start the command and kill it inside a stage: when it opens, or (`deep`) when it has done something; was it unfinished?"
+    """Start the command and kill it inside a stage: when it opens, or (`deep`) when it has done something; was it
+    unfinished?"""
     p, at, end = project.start('run', 'smoke'), project.run('smoke')/'progress.json', time.monotonic() + 120
     done = stage_folder(project.run('smoke'), stage, round)/f'{stage}.done.json'
     while p.poll() is None:
         assert time.monotonic() < end, f'{stage} was never reached'
         try: now = json.loads(at.read_text())
         except (OSError, ValueError): now = {}
-        if (now.get('stage'), now.get('round')) == (stage, round) and (not deep or now['label'] != 'starting' or done.exists()): break
+        if (now.get('stage'), now.get('round')) == (stage,
+            round) and (not deep or now['label'] != 'starting' or done.exists()):
+            break
         time.sleep(.005)
     p.send_signal(signal.SIGKILL)
     unfinished = not done.exists()
@@ -159,7 +173,8 @@ def kill_in(project, stage, round, deep):
 def test_killed_in_every_stage_the_report_is_the_same(whole, tmp_path, deep):
     project = Project(tmp_path)
     unfinished = [kill_in(project, s, r, deep and s != 'report') for s,r in plan(2)]
-    assert unfinished[-1] and (all(unfinished) or (deep and sum(unfinished) >= 5)), unfinished  # some toy stages end within a breath
+    # some toy stages end within a breath
+    assert unfinished[-1] and (all(unfinished) or (deep and sum(unfinished) >= 5)), unfinished
     p = project.a3t('run', 'smoke')
     assert p.returncode == 0, p.stderr
     assert without_seconds(report(project)) == without_seconds(report(whole[0]))
@@ -184,16 +199,16 @@ def test_the_checks_find_what_they_look_for(tmp_path):
     "A notebook with execution counts, a module that was edited by hand, one that was left behind, a lost tag"
     import check_notebooks as C
     spoilt = C.copy_to(tmp_path/'spoilt')
-    nb = json.loads((spoilt/'nbs'/'50_evaluate.ipynb').read_text())
+    nb = json.loads((spoilt/'nbs'/'method'/'10_evaluate.ipynb').read_text())
     next(c for c in nb['cells'] if c['cell_type'] == 'code')['execution_count'] = 7
-    (spoilt/'nbs'/'50_evaluate.ipynb').write_text(json.dumps(nb))
+    (spoilt/'nbs'/'method'/'10_evaluate.ipynb').write_text(json.dumps(nb))
     (spoilt/'a3t'/'evaluate.py').write_text((spoilt/'a3t'/'evaluate.py').read_text() + '\n# by hand\n')
     (spoilt/'a3t'/'old.py').write_text('# AUTOGENERATED! DO NOT EDIT! File to edit: ../nbs/old.ipynb.\n')
-    train = spoilt/'nbs'/'rounds'/'train.ipynb'
+    train = spoilt/'nbs'/'stages'/'train.ipynb'
     assert '"parameters"' in train.read_text()
     train.write_text(train.read_text().replace('"parameters"', '"parameter"'))
     copy = C.copy_to(tmp_path/'copy', spoilt)
-    assert C.unclean(copy, spoilt) == ['nbs/50_evaluate.ipynb']
+    assert C.unclean(copy, spoilt) == ['nbs/method/10_evaluate.ipynb']
     assert C.out_of_step(copy, spoilt) == ['a3t/evaluate.py', 'a3t/old.py']
     bad = C.without_parameters(spoilt)
     assert len(bad) == 1 and 'train.ipynb has 0 cells tagged' in bad[0]
@@ -203,12 +218,15 @@ def test_every_setting_is_explained_and_every_preset_loads():
     from a3t.core import load_settings
     text = (ROOT/'settings.ini').read_text()
     defaults = text.split('\n[DEFAULT]\n')[1].split('\n[smoke]\n')[0].split('\n')
-    lone = [l for i,l in enumerate(defaults) if '=' in l and not l.startswith('#') and not defaults[i-1].startswith('#') and '=' not in defaults[i-1]]
+    lone = [l for i,l in enumerate(defaults) if '=' in l and not l.startswith('#') and not defaults[i-1].startswith('#')
+            and '=' not in defaults[i-1]]
     assert not lone, 'a setting without a comment above it or above its group'
     for name in ('smoke', 'cpu', 'cpu-alfworld', 'paper-alfworld'): assert load_settings(name, path=ROOT/'settings.ini')
     paper = load_settings('paper-alfworld', path=ROOT/'settings.ini')
-    assert (paper['rounds'], paper['train_tasks'], paper['compositions'], paper['p'], paper['invalid_limit']) == (4, 600, 40, .1, 3)
-    assert (paper['lora_rank'], paper['lora_alpha'], paper['learning_rate'], paper['epochs_first'], paper['epochs']) == (16, 32, 1e-4, 10, 6)
+    assert (paper['rounds'], paper['train_tasks'], paper['compositions'], paper['p'], paper['invalid_limit']) == (4,
+        600, 40, .1, 3)
+    assert (paper['lora_rank'], paper['lora_alpha'], paper['learning_rate'], paper['epochs_first'],
+            paper['epochs']) == (16, 32, 1e-4, 10, 6)
 
 def test_the_lock_is_plain_and_names_every_dependency():
     import re, tomllib

@@ -6,9 +6,12 @@ from a3t.agents import ActRe, ReAct, rollout
 from a3t.compose import compose_all
 from a3t.core import A3TError, to_row
 from a3t.envs.base import ToyHouse
-from a3t.models.base import ContextFull, Journal, LanguageModel, ScriptedModel, gather
-from a3t.models.local import LocalModel, load_model
-from a3t.scale import LoadedThere
+from a3t.models.base import ContextFull, LanguageModel, gather
+from a3t.models.journal import Journal
+from a3t.models.scripted import ScriptedModel
+from a3t.models.local import LocalModel
+from a3t.models.weights import load_model
+from a3t.runs.cluster import LoadedThere
 
 torch.set_num_threads(1)
 TASKS = ToyHouse().tasks('train')[:8]
@@ -27,7 +30,8 @@ def composed(lm, folder, answers=15, on_call=None):
     acting, base = journal.of(lm, 'acting'), journal.of(other, 'base')
     if on_call: lm.complete, other.complete = (on_call(m.complete) for m in (lm, other))
     for m in (acting, base): m.forget()
-    made = compose_all(lambda: ToyHouse(max_steps=6), TASKS, ReAct(acting, temperature=.7, max_tokens=8), ActRe(base, ToyHouse.exemplar, grounded=ToyHouse(), temperature=.7), most=2, p=.6, limit=4)
+    made = compose_all(lambda: ToyHouse(max_steps=6), TASKS, ReAct(acting, temperature=.7, max_tokens=8),
+                       ActRe(base, ToyHouse.exemplar, grounded=ToyHouse(), temperature=.7), most=2, p=.6, limit=4)
     return [to_row(t) for t in made], lm.calls + other.calls
 
 SCRIPT = '''
@@ -55,7 +59,8 @@ def test_killed_in_mid_wave(folder, lm, uninterrupted, tmp_path):
     "SIGKILL in the middle of a segment: of the work before it nothing is done again"
     whole, asked, segments = uninterrupted
     assert asked//15 - 1 <= segments <= asked//15 and segments > 3
-    p = subprocess.Popen([sys.executable, '-c', SCRIPT, folder, str(tmp_path/'killed'), str(Path(__file__).parent)], env=os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent)))
+    p = subprocess.Popen([sys.executable, '-c', SCRIPT, folder, str(tmp_path/'killed'), str(Path(__file__).parent)],
+                         env=os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent)))
     while p.poll() is None and len(list((tmp_path/'killed').glob('[0-9a-f]*.json'))) < 2: time.sleep(.01)
     assert p.poll() is None, 'it ended before it could be killed'
     p.send_signal(signal.SIGKILL); p.wait()
@@ -91,7 +96,8 @@ def test_it_travels_to_other_machines(tmp_path):
     import cloudpickle
     journal = Journal(tmp_path, 7)
     a, b = cloudpickle.loads(cloudpickle.dumps([journal.of(LoadedThere('tiny'), n) for n in 'ab']))
-    assert a.journal is b.journal and (a.journal.folder, a.journal.answers) == (tmp_path, 7) and (a.name, b.name, a.lm.args) == ('a', 'b', ('tiny',))
+    assert a.journal is b.journal and (a.journal.folder, a.journal.answers) == (tmp_path, 7) and (a.name, b.name,
+        a.lm.args) == ('a', 'b', ('tiny',))
 
 def test_a_full_context_is_remembered(tmp_path):
     class Full(LanguageModel):
@@ -112,7 +118,8 @@ def test_the_same_request_is_asked_once(tmp_path):
     lm = ScriptedModel(lambda p: p.upper())
     kept = Journal(tmp_path).of(lm)
     async def ask(p, **kw): return (await kept.complete(p, **kw)).text
-    assert gather([ask('a'), ask('a'), ask('b'), ask('a', seed=1)]) == ['A', 'A', 'B', 'A'] and sorted(lm.calls) == ['a', 'a', 'b']
+    assert gather([ask('a'), ask('a'), ask('b'), ask('a', seed=1)]) == ['A', 'A', 'B',
+                                                                        'A'] and sorted(lm.calls) == ['a', 'a', 'b']
 
 def test_an_error_leaves_nobody_waiting(tmp_path):
     def broken(prompt):

@@ -1,10 +1,11 @@
 import random
 import pytest, torch
 from a3t.data import Row
-from a3t.logprobs import LoraUpdate, Norm, SiluProduct, TokenLogprobs, lay_out, lean, packs, token_logprobs
+from a3t.models.logprobs import LoraUpdate, Norm, SiluProduct, TokenLogprobs, lay_out, lean, packs, token_logprobs
 from a3t.losses import term_weights
-from a3t.models.local import load_model, quiet, tiny_model
-from a3t.train import lora, rows_loss
+from a3t.models.weights import load_model, quiet, tiny_model
+from a3t.train import lora
+from a3t.training.batches import rows_loss
 
 torch.set_num_threads(1)
 
@@ -12,7 +13,8 @@ def row(ids, mask=None): return Row(tuple(ids), tuple(mask or [False]+[True]*(le
 
 @pytest.fixture(scope='module', params=['mistral', 'qwen2'])
 def model(request, tmp_path_factory):
-    return load_model(tiny_model(tmp_path_factory.mktemp('m')/'tiny', request.param), device='cpu', dtype=torch.float32)[0]
+    return load_model(tiny_model(tmp_path_factory.mktemp('m')/'tiny', request.param), device='cpu',
+                      dtype=torch.float32)[0]
 
 def family(seed, n=6, vocabulary=200):
     "Random rows that branch from each other: also equal ones, and ones that are the beginning of another"
@@ -95,9 +97,11 @@ def test_bf16_is_as_near_to_fp32_as_plain_bf16(tmp_path):
             if 'lora_B' in k: torch.nn.init.normal_(p, std=.1, generator=torch.Generator().manual_seed(len(k)))
         for r in m.train() and rows:
             ids = torch.tensor([r.input_ids])
-            with torch.autocast('cpu', torch.bfloat16): (m(input_ids=ids, labels=torch.where(torch.tensor([r.loss_mask]), ids, -100)).loss/len(rows)).backward()
+            with torch.autocast('cpu', torch.bfloat16):
+                (m(input_ids=ids, labels=torch.where(torch.tensor([r.loss_mask]), ids, -100)).loss/len(rows)).backward()
         g[name] = {k:p.grad for k,p in m.named_parameters() if p.grad is not None}
-    error = lambda name: sum((g[name][k]-g['exact'][k]).norm()**2 for k in g['exact'])**.5 / sum(x.norm()**2 for x in g['exact'].values())**.5
+    error = lambda name: sum((g[name][k]-g['exact'][k]).norm()**2 for k in g['exact'])**.5 / sum(x.norm()**2
+        for x in g['exact'].values())**.5
     assert 0 < error('ours') < 1.5*error('plain') < .2, (error('ours'), error('plain'))
 
 def test_functions_by_finite_differences():
@@ -108,7 +112,8 @@ def test_functions_by_finite_differences():
     def close(f, g, *args):
         a, b = f(*args), g(*args)
         d = torch.randn_like(b)
-        for p,q in zip((a, *torch.autograd.grad(a, args, d.to(a.dtype))), (b, *torch.autograd.grad(b, args, d))): torch.testing.assert_close(p.double(), q, atol=1e-6, rtol=1e-5)
+        for p,q in zip((a, *torch.autograd.grad(a, args, d.to(a.dtype))), (b, *torch.autograd.grad(b, args, d))):
+            torch.testing.assert_close(p.double(), q, atol=1e-6, rtol=1e-5)
     close(lambda x, y, A, B: LoraUpdate.apply(x, y.clone(), A, B, .5), lambda x, y, A, B: y + .5*x@A.T@B.T, x, y, A, B)
     close(lambda h: TokenLogprobs.apply(h, w, target, 2), lambda h: (h@w.T).log_softmax(-1)[range(3), target], h)
     close(SiluProduct.apply, lambda a, b: torch.nn.functional.silu(a)*b, x, r(2, 3, 5))
@@ -128,5 +133,7 @@ def test_rows_longer_than_the_window_are_read_apart(tmp_path):
         assert packs(model, rows) == (n < 17)
         with torch.no_grad(), quiet():
             logp, which = token_logprobs(model, rows)
-            want = [model(torch.tensor([r.input_ids])).logits[0, :-1].log_softmax(-1)[range(n - 5), r.input_ids[1:]] for r in rows]
-        assert torch.allclose(logp, torch.cat(want), atol=1e-4) and which.tolist() == [i for i in range(5) for _ in range(n - 5)]
+            want = [model(torch.tensor([r.input_ids])).logits[0, :-1].log_softmax(-1)[range(n - 5), r.input_ids[1:]]
+                    for r in rows]
+        assert torch.allclose(logp, torch.cat(want),
+                              atol=1e-4) and which.tolist() == [i for i in range(5) for _ in range(n - 5)]

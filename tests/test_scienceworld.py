@@ -5,7 +5,8 @@ import pytest
 from a3t.core import A3TError, trajectory_id
 from a3t.agents import Wording
 from a3t.envs import scienceworld
-from a3t.envs.base import check_environment, play, replay_equal
+from a3t.envs.contract import check_environment, replay_equal
+from a3t.envs.base import play
 from a3t.envs.scienceworld import *
 from a3t.models.base import gather
 
@@ -21,7 +22,8 @@ def test_contract(env): check_environment(env, 'dev', steps=12, needs=('play', '
 def test_splits(env):
     for name in EASY:
         v = variations(name)
-        assert all(v.values()) and len(set().union(*map(set, v.values()))) == sum(map(len, v.values())) == env.server.getTaskMaxVariations(name)
+        assert all(v.values()) and len(set().union(*map(set, v.values()))) == sum(map(len,
+            v.values())) == env.server.getTaskMaxVariations(name)
     assert env.tasks('test') == sorted(env.tasks('test')) and {t.split('/')[1] for t in env.tasks('test')} == set(EASY)
     assert len(env.manifest(['dev/find-non-living-thing/155', 'train/find-non-living-thing/155', 'x'])) == 1
     for bad in ('train/find-non-living-thing/155', 'dev/boil/1', 'dev/find-non-living-thing/x', ''):
@@ -65,7 +67,8 @@ def test_moments(env):
 
 @needs_java
 def test_same_in_another_process_and_simulator(env):
-    code = "from a3t.envs.scienceworld import *; from a3t.core import trajectory_id; e = load('easy'); e.reset(options={'task':e.tasks('train')[7]}); print(trajectory_id(e.exemplar))"
+    code = ("from a3t.envs.scienceworld import *; from a3t.core import trajectory_id; e = load('easy'); "
+            "e.reset(options={'task':e.tasks('train')[7]}); print(trajectory_id(e.exemplar))")
     said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1]
     assert said == trajectory_id(env.exemplar)
     a, b = load('easy'), load('easy')
@@ -82,16 +85,19 @@ def test_forks_have_their_own_simulator():
     env.reset(options={'task':task})
     env.step('teleport to kitchen')
     async def look(_): return env.step('look around')[0], env.actions
-    for said, actions in gather([look(i) for i in range(2)], processes=2): assert 'kitchen' in said and actions == ('teleport to kitchen', 'look around')
+    for said, actions in gather([look(i) for i in range(2)], processes=2):
+        assert 'kitchen' in said and actions == ('teleport to kitchen', 'look around')
     assert env.actions == ('teleport to kitchen',) and 'kitchen' in env.step('look around')[0]
 
 @needs_java
 def test_commands(env):
     obs, info = env.reset(options={'task':EXEMPLAR_TASK})
-    assert '\n' not in obs and '\t' not in obs and not any(a.startswith(('reset', 'dunk', 'pour')) for a in info['admissible_actions'])
+    assert '\n' not in obs and '\t' not in obs and not any(a.startswith(('reset', 'dunk', 'pour'))
+                                                           for a in info['admissible_actions'])
     info = env.step('teleport to kitchen')[-1]
     moves = [a for a in info['admissible_actions'] if a.startswith('move')]
-    assert 'move chair to purple box' in moves and all(move_parts(a)[1] in ('purple box', 'kitchen') for a in moves) and len(info['admissible_actions']) < 200
+    assert 'move chair to purple box' in moves and all(move_parts(a)[1] in ('purple box', 'kitchen')
+                                                       for a in moves) and len(info['admissible_actions']) < 200
     before = env.score
     obs, _, _, _, info = env.step('reset task')
     assert not info['valid'] and env.score == before > 0
@@ -100,11 +106,15 @@ def test_commands(env):
 @needs_java
 def test_names_and_reasons(env):
     goal = env.exemplar.goal
-    assert env.things('focus on baby baby wolf') == ['baby wolf'] and env.things('move egg in inventory to red box') == ['egg in inventory'] and env.things('look around') == []
-    for action, verb in {'teleport to kitchen':'asked', 'teleport to foundry':'go', 'move chair to purple box':'move', 'move chair to red box':'other', 'look around':'other', 'focus on chair':'focus'}.items():
+    assert (env.things('focus on baby baby wolf') == ['baby wolf']
+            and env.things('move egg in inventory to red box') == ['egg in inventory']
+            and env.things('look around') == [])
+    for action, verb in {'teleport to kitchen':'asked', 'teleport to foundry':'go', 'move chair to purple box':'move',
+                         'move chair to red box':'other', 'look around':'other', 'focus on chair':'focus'}.items():
         assert env.verb(action, goal) == verb, action
     words = Wording(env.exemplar, env)
-    for i,s in enumerate(env.exemplar.steps): assert s.reason in words.sentences(replace(env.exemplar, steps=env.exemplar.steps[:i]), s.action), s.action
+    for i,s in enumerate(env.exemplar.steps):
+        assert s.reason in words.sentences(replace(env.exemplar, steps=env.exemplar.steps[:i]), s.action), s.action
 
 @needs_java
 def test_doctor():

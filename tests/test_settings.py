@@ -2,7 +2,8 @@
 import inspect, sys
 import pytest
 from a3t.core import A3TError, did_you_mean, load_settings, read_json, read_settings, write_json
-from a3t.rounds import open_run, open_stage
+from a3t.runs.folders import open_run
+from a3t.runs.stage import open_stage
 from a3t.settings import ALLOWED, ENVIRONMENTS, LEVELS, SCHEDULES, TASK_TYPES, check_device, check_settings, devices, setting_faults
 from conftest import ROOT, one_line_error
 
@@ -30,34 +31,51 @@ BOOL = ('1', '0', 'yes', 'ture', '', "'true'", '[]')
 DICT = ('', 'many', '3', '[]', '{1, 2}', '{1: 2}')
 
 WRONG = { # key → (preset, wrong values)
-    'seed':('smoke', WHOLE), 'rounds':('smoke', POSITIVE + ('1000000',)), 'train_tasks':('smoke', WHOLE), 'eval_tasks':('smoke', WHOLE),
-    'environment':('smoke', ('', 'alfwurld', 'alfgen', 'shopdata', 'base.x', '../base', '__init__', '3')), 'patience':('smoke', WHOLE),
+    'seed':('smoke', WHOLE), 'rounds':('smoke', POSITIVE + ('1000000',)), 'train_tasks':('smoke', WHOLE),
+    'eval_tasks':('smoke', WHOLE),
+    'environment':('smoke', ('', 'alfwurld', 'alfgen', 'shopdata', 'base.x', '../base', '__init__', '3')),
+    'patience':('smoke', WHOLE),
     'engine':('cpu', ('', 'smi', 'Sim', '3', '[]')), 'explore_engine':('cpu', ('', 'textwolrd', 'native')),
-    'games':('cpu', ('', ' ', 'genrated', 'Official', '~no-such-user/games')), 'instructions':('cpu-webshop', ('', 'humna', 'both')),
-    'generator':('cpu', DICT + ("{'trian': 5}", "{'train': 'five'}", "{'train': -1}", "{'rooms': 0}", "{'objects': [9, 3]}", "{'shared': 2}",
+    'games':('cpu', ('', ' ', 'genrated', 'Official', '~no-such-user/games')),
+    'instructions':('cpu-webshop', ('', 'humna', 'both')),
+    'generator':('cpu', DICT + ("{'trian': 5}", "{'train': 'five'}", "{'train': -1}", "{'rooms': 0}",
+                                "{'objects': [9, 3]}", "{'shared': 2}",
                                 "{'types': []}", "{'types': ['pikc']}", "{'hidden': True}", "{'seed': None}")),
-    'pages':('cpu-webshop', ('', 'shrot', 'html')), 'split_by':('cpu-webshop', ('', 'products')), 'rewards':('cpu-webshop', ('', 'orginal')),
-    'eval_splits':('cpu', ('[]', '', 'unseen', '[1]', "['unsean']", "['unseen', 'unseen']", "['']", "('unseen',)", "{'unseen'}")),
-    'max_steps':('smoke', POSITIVE), 'model':('smoke', ('', ' ')), 'quantize':('smoke', ('int8', 'NF4', '', '4', 'None')),
-    'device':('smoke', ('gpu', 'CUDA', 'tpu', 'cuda:99', 'cpu:1', 'cpu:0', '0', 'true', 'cuda:x', ':')), 'slots':('smoke', POSITIVE),
+    'pages':('cpu-webshop', ('', 'shrot', 'html')), 'split_by':('cpu-webshop', ('', 'products')),
+    'rewards':('cpu-webshop', ('', 'orginal')),
+    'eval_splits':('cpu', ('[]', '', 'unseen', '[1]', "['unsean']", "['unseen', 'unseen']", "['']", "('unseen',)",
+                           "{'unseen'}")),
+    'max_steps':('smoke', POSITIVE), 'model':('smoke', ('', ' ')),
+    'quantize':('smoke', ('int8', 'NF4', '', '4', 'None')),
+    'device':('smoke', ('gpu', 'CUDA', 'tpu', 'cuda:99', 'cpu:1', 'cpu:0', '0', 'true', 'cuda:x', ':')),
+    'slots':('smoke', POSITIVE),
     'context':('smoke', WHOLE),
     'server':('smoke', ('', 'many', '3', '[]', "{'timout': 60}", "{'timeout': 'long'}", "{'limit': 0}", "{'body': 3}",
                         "{'body': {'api_key': 'x'}}", "{'price': [1]}", "{'timeuot': 3}", "{'thinking': -1}")),
     'ray':('smoke', ('atuo', 'host', 'host:', ':6379', 'host:99999', 'host:x')),
     'ray_task':('smoke', DICT + ("{'num_cpu': 1}", "{'num_cpus': -1}", "{'num_gpus': '1'}")),
-    'policy_exemplar':('smoke', BOOL), 'grounded_reasons':('smoke', BOOL), 'from_base':('smoke', BOOL), 'gradient_checkpointing':('smoke', BOOL),
-    'reason_tokens':('smoke', POSITIVE), 'step_tokens':('smoke', POSITIVE), 'eval_temperature':('smoke', NUMBER + ('-0.1', '1e300')),
-    'temperature':('smoke', NUMBER + ('-1',)), 'opening':('smoke', ('', 'smapled', 'Sampled', 'prompt')), 'opening_tasks':('smoke', WHOLE),
-    'explore_budget':('smoke', POSITIVE), 'looks':('smoke', WHOLE), 'round_tasks':('smoke', WHOLE), 'p':('smoke', SHARE),
+    'policy_exemplar':('smoke', BOOL), 'grounded_reasons':('smoke', BOOL), 'from_base':('smoke', BOOL),
+    'gradient_checkpointing':('smoke', BOOL),
+    'reason_tokens':('smoke', POSITIVE), 'step_tokens':('smoke', POSITIVE),
+    'eval_temperature':('smoke', NUMBER + ('-0.1', '1e300')),
+    'temperature':('smoke', NUMBER + ('-1',)), 'opening':('smoke', ('', 'smapled', 'Sampled', 'prompt')),
+    'opening_tasks':('smoke', WHOLE),
+    'explore_budget':('smoke', POSITIVE), 'looks':('smoke', WHOLE), 'round_tasks':('smoke', WHOLE),
+    'p':('smoke', SHARE),
     'invalid_limit':('smoke', WHOLE), 'compositions':('smoke', WHOLE), 'stop_successes':('smoke', WHOLE + ('4',)),
-    'min_compositions':('smoke', WHOLE + ('4',)), 'success_threshold':('smoke', SHARE + ('0',)), 'failure_reward':('smoke', NUMBER + ('1.1', '2')),
-    'observations':('smoke', ('masked', '', 'Keep')), 'contrast_margin':('smoke', WHOLE), 'contrast_floor':('smoke', NUMBER + ('0.5',)),
+    'min_compositions':('smoke', WHOLE + ('4',)), 'success_threshold':('smoke', SHARE + ('0',)),
+    'failure_reward':('smoke', NUMBER + ('1.1', '2')),
+    'observations':('smoke', ('masked', '', 'Keep')), 'contrast_margin':('smoke', WHOLE),
+    'contrast_floor':('smoke', NUMBER + ('0.5',)),
     'normalise':('smoke', ('token', '', 'None')), 'epochs_first':('smoke', POSITIVE), 'epochs':('smoke', POSITIVE),
-    'learning_rate':('smoke', NUMBER + ('-1', '0', '2')), 'schedule':('smoke', ('lineer', '', 'reduce_lr_on_plateau', 'cosine_with_min_lr')),
+    'learning_rate':('smoke', NUMBER + ('-1', '0', '2')),
+    'schedule':('smoke', ('lineer', '', 'reduce_lr_on_plateau', 'cosine_with_min_lr')),
     'warmup':('smoke', NUMBER + ('-0.1', '1', '10')), 'batch_size':('smoke', POSITIVE), 'micro_tokens':('smoke', WHOLE),
     'max_length':('smoke', POSITIVE), 'lora_rank':('smoke', POSITIVE), 'lora_alpha':('smoke', NUMBER + ('0', '-1')),
-    'lora_dropout':('smoke', NUMBER + ('-0.1', '1')), 'target_modules':('smoke', ('[]', '', "['']", '[1]', "['q_proj', 'q_proj']", 'q_proj')),
-    'layers':('smoke', WHOLE), 'launch':('smoke', ('trochrun', 'no-such-command -n 2', "'torchrun", '"a')), 'average':('smoke', WHOLE)}
+    'lora_dropout':('smoke', NUMBER + ('-0.1', '1')),
+    'target_modules':('smoke', ('[]', '', "['']", '[1]', "['q_proj', 'q_proj']", 'q_proj')),
+    'layers':('smoke', WHOLE), 'launch':('smoke', ('trochrun', 'no-such-command -n 2', "'torchrun", '"a')),
+    'average':('smoke', WHOLE)}
 
 def test_wrong_values_are_listed_for_every_setting(): assert set(KEYS) <= set(WRONG) <= set(ALLOWED)
 
@@ -67,11 +85,16 @@ def test_a_wrong_value_is_refused_in_one_line(key):
     for v in values: assert f'setting {key} = ' in fault(preset, **{key:v}), v
 
 @pytest.mark.parametrize('preset,key,value,meant', [
-    ('smoke', 'opening', 'smapled', 'sampled'), ('smoke', 'observations', 'masked', 'mask'), ('smoke', 'schedule', 'lineer', 'linear'),
-    ('smoke', 'normalise', 'token', 'tokens'), ('smoke', 'quantize', 'NF4', 'nf4'), ('cpu', 'eval_splits', "['unsean']", 'unseen'),
-    ('cpu', 'games', 'genrated', 'generated'), ('cpu', 'generator', "{'trian': 5}", 'train'), ('smoke', 'environment', 'alfwurld', 'alfworld'),
-    ('cpu-webshop', 'pages', 'shrot', 'short'), ('smoke', 'launch', 'trochrun', 'torchrun'), ('smoke', 'ray_task', "{'num_cpu': 1}", 'num_cpus'),
-    ('cpu-cooking', 'generator', "{'levels': ['tkae']}", 'take'), ('smoke', 'sead', '1', 'seed'), ('smok', 'seed', '1', 'smoke')])
+    ('smoke', 'opening', 'smapled', 'sampled'), ('smoke', 'observations', 'masked', 'mask'),
+    ('smoke', 'schedule', 'lineer', 'linear'),
+    ('smoke', 'normalise', 'token', 'tokens'), ('smoke', 'quantize', 'NF4', 'nf4'),
+    ('cpu', 'eval_splits', "['unsean']", 'unseen'),
+    ('cpu', 'games', 'genrated', 'generated'), ('cpu', 'generator', "{'trian': 5}", 'train'),
+    ('smoke', 'environment', 'alfwurld', 'alfworld'),
+    ('cpu-webshop', 'pages', 'shrot', 'short'), ('smoke', 'launch', 'trochrun', 'torchrun'),
+    ('smoke', 'ray_task', "{'num_cpu': 1}", 'num_cpus'),
+    ('cpu-cooking', 'generator', "{'levels': ['tkae']}", 'take'), ('smoke', 'sead', '1', 'seed'),
+    ('smok', 'seed', '1', 'smoke')])
 def test_what_was_meant(preset, key, value, meant): assert f'(did you mean {meant}?)' in fault(preset, **{key:value})
 
 def test_every_fault_is_named_at_once():
@@ -79,16 +102,21 @@ def test_every_fault_is_named_at_once():
     assert all(f'setting {k} = ' in said for k in ('p', 'opening', 'learning_rate'))
 
 @pytest.mark.parametrize('key,text,value', [
-    ('rounds', '1e3', 1000), ('seed', '0x10', 16), ('seed', '1_000', 1000), ('p', '1', 1.), ('learning_rate', '1', 1.), ('model', '0x10', '0x10'),
-    ('model', 'True', 'True'), ('model', "'tiny'", 'tiny'), ('model', '7', '7'), ('from_base', 'FALSE', False), ('seed', 3., 3),
+    ('rounds', '1e3', 1000), ('seed', '0x10', 16), ('seed', '1_000', 1000), ('p', '1', 1.), ('learning_rate', '1', 1.),
+    ('model', '0x10', '0x10'),
+    ('model', 'True', 'True'), ('model', "'tiny'", 'tiny'), ('model', '7', '7'), ('from_base', 'FALSE', False),
+    ('seed', 3., 3),
     ('target_modules', '["a"]', ['a']), ('launch', 'torchrun --nproc-per-node 4', 'torchrun --nproc-per-node 4')])
 def test_one_rule_for_types(key, text, value):
     got = settings(**{key:text})[key]
     assert got == value and type(got) is type(value)
 
-@pytest.mark.parametrize('text', ['('*5000, '9'*5000, '1or', '\udcff', '\x00', 'a\nb', '-'*5000 + '1', "b'x'", '...', 'None', "{'a': {1}}"])
+@pytest.mark.parametrize('text',
+                         ['('*5000, '9'*5000, '1or', '\udcff', '\x00', 'a\nb', '-'*5000 + '1', "b'x'", '...', 'None',
+                          "{'a': {1}}"])
 def test_odd_text_is_one_line(text):
-    for key in ('rounds', 'p', 'from_base', 'eval_splits', 'generator', 'quantize'): assert f'setting {key} = ' in fault('cpu', **{key:text})
+    for key in ('rounds', 'p', 'from_base', 'eval_splits', 'generator', 'quantize'):
+        assert f'setting {key} = ' in fault('cpu', **{key:text})
 
 def test_text_that_cannot_be_stored(): assert 'cannot be stored' in fault(model='\udcff')
 
@@ -103,26 +131,31 @@ def test_a_settings_file_that_lacks_a_key(tmp_path):
 
 def test_the_table_of_environments_is_true():
     "Splits, arguments of generators and choices are those of the modules"
-    from a3t.envs import alfgen, alfsim, alfworld, base, cooking, scienceworld, shopdata, shopgen, webshop
+    from a3t.envs import base, cooking, scienceworld
+    from a3t.envs.alfworld import engine, generator
+    from a3t.envs.cooking import kitchen
+    from a3t.envs.webshop import env as webshop, generator as shop_generator, reward
     words = lambda env, key: ENVIRONMENTS[env][key].words
-    classes = dict(base=base.ToyHouse, alfworld=alfworld.AlfWorld, alfsim=alfsim.AlfSim, webshop=webshop.WebShop, cooking=cooking.Cooking,
+    classes = dict(base=base.ToyHouse, alfworld=engine.AlfWorld, webshop=webshop.WebShop, cooking=cooking.Cooking,
                    scienceworld=scienceworld.ScienceWorld)
     assert set(classes) == set(ENVIRONMENTS)
     for env,c in classes.items(): assert words(env, 'eval_splits') == f"a list of splits from {', '.join(c.splits)}"
-    for env,f in dict(alfworld=alfgen.generate_games, cooking=cooking.generate_games, webshop=shopgen.generate_shop).items():
+    for env,f in dict(alfworld=generator.generate_games, cooking=kitchen.generate_games,
+                      webshop=shop_generator.generate_shop).items():
         known = [k for k in inspect.signature(f).parameters if k not in ('progress', 'folder')]
         assert sorted(words(env, 'generator').removeprefix('a dictionary of ').split(', ')) == sorted(known)
-    assert set(TASK_TYPES) == set(alfgen.ALL_TYPES) and set(LEVELS) == set(cooking.LEVELS)
-    for key,choices in dict(pages=webshop.PAGES, rewards=shopdata.REWARDS).items():
+    assert set(TASK_TYPES) == set(generator.ALL_TYPES) and set(LEVELS) == set(kitchen.LEVELS)
+    for key,choices in dict(pages=webshop.PAGES, rewards=reward.REWARDS).items():
         assert all(not ENVIRONMENTS['webshop'][key].fault(c) for c in choices)
         assert len(words('webshop', key).replace(' or ', ', ').split(', ')) == len(choices)
 
 def test_the_choices_of_a_shop_are_those_it_takes(tmp_path):
-    from a3t.envs.shopgen import generate_shop
+    from a3t.envs.webshop.generator import generate_shop
     from a3t.envs.webshop import load
     shop = str(generate_shop(products=30, folder=tmp_path))
     for key in ('instructions', 'pages', 'rewards'):
-        for choice in ENVIRONMENTS['webshop'][key].words.replace(' or ', ', ').split(', '): assert load(shop, **{key:choice})
+        for choice in ENVIRONMENTS['webshop'][key].words.replace(' or ', ', ').split(', '):
+            assert load(shop, **{key:choice})
     assert ENVIRONMENTS['webshop']['split_by'].words == 'product or index' and load(shop, split_by='product')
     with pytest.raises(A3TError, match='too few to split by index'): load(shop, split_by='index')
 
@@ -162,17 +195,21 @@ def test_devices(monkeypatch):
     gpus(monkeypatch, 0)
     assert devices() == ['cpu'] and check_device('cpu') == 'cpu'
     for d in ('gpu', 'cuda', 'cuda:9', 'mps', 'xpu', 'tpu', 'cpu:1', 'CUDA'):
-        with pytest.raises(A3TError, match=f"device = '{d}' is not a device of this machine.*: choose from cpu, or leave it empty"): check_device(d)
+        with pytest.raises(A3TError, match=f"device = '{d}' is not a device of this machine.*: choose from cpu, or "
+                                           f"leave it empty"):
+            check_device(d)
     gpus(monkeypatch, 2)
     assert [check_device(d) for d in ('cuda', 'cuda:0', 'cuda:1')] == ['cuda', 'cuda:0', 'cuda:1']
-    with pytest.raises(A3TError, match='did you mean cuda:[01].*choose from cpu, cuda, cuda:0, cuda:1'): check_device('cuda:9')
+    with pytest.raises(A3TError, match='did you mean cuda:[01].*choose from cpu, cuda, cuda:0, cuda:1'):
+        check_device('cuda:9')
     with pytest.raises(A3TError, match='did you mean cuda'): check_device('CUDA')
 
 def test_a_model_is_not_loaded_on_a_device_that_is_not_there(monkeypatch):
-    from a3t.models.local import load_model
+    from a3t.models.weights import load_model
     gpus(monkeypatch, 0)
     for d in ('gpu', 'cuda:9', 'mps', 'xpu', 'tpu', 'cpu:1', 'CUDA'):
-        with pytest.raises(A3TError, match=f"device = '{d}' is not a device of this machine"): load_model('tiny', device=d)
+        with pytest.raises(A3TError, match=f"device = '{d}' is not a device of this machine"):
+            load_model('tiny', device=d)
 
 def test_a_run_is_not_opened_with_wrong_values(tmp_path, monkeypatch):
     (tmp_path/'settings.ini').write_text(INI.read_text())
@@ -181,7 +218,8 @@ def test_a_run_is_not_opened_with_wrong_values(tmp_path, monkeypatch):
     monkeypatch.delenv('A3T_DATA', raising=False)
     for wrong in (dict(p=7), dict(opening='smapled'), dict(device='cuda:9'), dict(eval_splits=['unsean'])):
         with pytest.raises(A3TError, match=f'setting {next(iter(wrong))} = '): open_run('data/runs/a', 'smoke', wrong)
-    with pytest.raises(A3TError, match='set eval_tasks=12 as train_tasks'): open_run('data/runs/a', 'smoke', dict(eval_splits=['train'], eval_tasks=3))
+    with pytest.raises(A3TError, match='set eval_tasks=12 as train_tasks'):
+        open_run('data/runs/a', 'smoke', dict(eval_splits=['train'], eval_tasks=3))
     assert not (tmp_path/'data').exists()
     open_run('data/runs/a', 'smoke')
     with pytest.raises(A3TError, match='setting p = 7'): open_run('data/runs/a', 'smoke', dict(p=7))
@@ -200,7 +238,9 @@ def test_a_run_of_an_earlier_version(tmp_path, monkeypatch):
     del old['settings']['server'], old['settings']['context']
     write_json(run/'run.json', old)
     for stage in ('baselines', 'explore'):
-        with pytest.raises(A3TError, match='the run a was started by an earlier version, without the settings context, server: ') as e: open_stage(stage, 'data/runs/a')
+        with pytest.raises(A3TError, match='the run a was started by an earlier version, without the settings context, '
+                                           'server: ') as e:
+            open_stage(stage, 'data/runs/a')
         assert '\n' not in str(e.value)
     open_stage('report', 'data/runs/a')
 
@@ -208,14 +248,17 @@ def test_the_doctor_says_it_too(capsys, monkeypatch):
     from a3t.doctor import doctor
     monkeypatch.chdir(ROOT)
     gpus(monkeypatch, 0)
-    wrong = dict(p=7, opening='smapled', observations='masked', schedule='lineer', normalise='token', quantize='int8', learning_rate=-1, slots=0, device='mps')
+    wrong = dict(p=7, opening='smapled', observations='masked', schedule='lineer', normalise='token', quantize='int8',
+                 learning_rate=-1, slots=0, device='mps')
     assert doctor('smoke', wrong) == 1
     out = capsys.readouterr().out
     assert all('BAD  settings' in out and f'setting {k} = ' in out for k in wrong)
-    assert doctor('smoke', dict(device='cpu')) == 0 and 'each within its choices or its range' in capsys.readouterr().out
+    assert (doctor('smoke', dict(device='cpu')) == 0
+            and 'each within its choices or its range' in capsys.readouterr().out)
 
 def test_a_guess():
-    assert did_you_mean('Sampled', ('prompted', 'sampled')) == ' (did you mean sampled?)' and did_you_mean('xyz', ('prompted',)) == ''
+    assert did_you_mean('Sampled', ('prompted', 'sampled')) == ' (did you mean sampled?)' and did_you_mean('xyz',
+        ('prompted',)) == ''
     assert did_you_mean('', ('a',)) == '' and did_you_mean('x'*10**6, ('a',)) == ''
 
 def test_settings_are_printed(project):

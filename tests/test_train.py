@@ -6,12 +6,14 @@ from conftest import LOST, OTHER, WON
 from safetensors.torch import load_file
 from a3t.core import A3TError, content_hash, file_hash
 from a3t.data import Row, make_rows
-from a3t.logprobs import lean, token_logprobs
+from a3t.models.logprobs import lean, token_logprobs
 from a3t.losses import term_weights
-from a3t.models.local import load_model, quiet
-from a3t.train import (
-    Batches, StepLog, average_adapters, checkpoints, ends_epoch, kept_bytes, lora, micro_batches, most_tokens,
-    predict_memory, read_log, rows_hash, rows_loss, threads, train, unpack_4bit)
+from a3t.models.weights import load_model, quiet
+from a3t.models.weights import unpack_4bit
+from a3t.training.batches import Batches, micro_batches, rows_loss, threads
+from a3t.training.log import StepLog, average_adapters, checkpoints, ends_epoch, read_log
+from a3t.training.memory import kept_bytes, most_tokens, predict_memory
+from a3t.train import lora, rows_hash, train
 
 torch.set_num_threads(1)
 FAST = dict(epochs=3, learning_rate=1e-2, batch_size=2, lora_rank=4, target_modules='all-linear')
@@ -66,14 +68,17 @@ def test_gradient_through_nf4(folder, rows):
     plain, _ = load_model(folder, device='cpu', dtype=torch.float32)
     for k,m in plain.named_modules():
         q = model.get_submodule(k)
-        if type(q).__name__ == 'Linear4bit': m.weight.data = dequantize_4bit(q.weight.data, q.weight.quant_state).float()
+        if type(q).__name__ == 'Linear4bit':
+            m.weight.data = dequantize_4bit(q.weight.data, q.weight.quant_state).float()
     want = gradients(plain, rows, 1, True)
     for acted in (False, True):
         if acted:
             with torch.no_grad(), quiet(): model.eval()(torch.tensor([rows[0].input_ids]))
         got = gradients(model, rows, 1, True)
         assert got.keys() == want.keys()
-        for k in want: torch.testing.assert_close(got[k], want[k], atol=(2e-2 if acted else 1e-6)*want[k].abs().max().item(), rtol=0)
+        for k in want:
+            torch.testing.assert_close(got[k], want[k], atol=(2e-2 if acted else 1e-6)*want[k].abs().max().item(),
+                                       rtol=0)
 
 def test_loss_falls_and_model_is_untouched(nf4, rows, tmp_path):
     model, tok = nf4
@@ -83,11 +88,13 @@ def test_loss_falls_and_model_is_untouched(nf4, rows, tmp_path):
     res = train(model, tok, rows, tmp_path, **FAST | dict(epochs=12))
     with torch.no_grad(), quiet(): after = model(ids).logits
     assert torch.equal(before, after) and names == [n for n,_ in model.named_modules()] and not model.training
-    assert res['loss_last'] < res['loss_first'] - .5 and res['steps'] == 24 and res['trajectories'] == 4 and res['failed'] == 1
+    assert (res['loss_last'] < res['loss_first'] - .5 and res['steps'] == 24 and res['trajectories'] == 4
+            and res['failed'] == 1)
     log = read_log(tmp_path/'train.jsonl')
     assert [l['step'] for l in log] == list(range(1, 25))
     assert all(l.keys() >= {'step','loss','imitation','contrast','tokens','seconds','learning_rate'} for l in log)
-    assert all(abs(l['loss']+l['imitation']+l['contrast']) < 1e-4 for l in log)       # R_f = -1: the middle term is zero
+    # R_f = -1: the middle term is zero
+    assert all(abs(l['loss']+l['imitation']+l['contrast']) < 1e-4 for l in log)
     assert res['tokens'] == 12*sum(map(len, rows)) and res['parameters'] > 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ['adapter', 'train.json', 'train.jsonl', 'training.json']
     # PEFT reads the adapter, and it does what the log says
@@ -120,7 +127,8 @@ def test_resume_is_identical(nf4, rows, tmp_path, monkeypatch, step, dropout):
     again = train(*nf4, rows, tmp_path/'b', **kw)
     strip = lambda d: {k:v for k,v in d.items() if k not in ('seconds', 'adapter')}
     assert strip(again) == strip(whole) and file_hash(tmp_path/'a'/'adapter') == file_hash(tmp_path/'b'/'adapter')
-    assert [strip(l) for l in read_log(tmp_path/'a'/'train.jsonl')] == [strip(l) for l in read_log(tmp_path/'b'/'train.jsonl')]
+    assert [strip(l) for l in read_log(tmp_path/'a'/'train.jsonl')] == [strip(l)
+                                                                        for l in read_log(tmp_path/'b'/'train.jsonl')]
     assert train(*nf4, rows, tmp_path/'b', **kw) == again         # ended: nothing is done again
 
 @pytest.mark.parametrize('step,dropout', [(2, 0.), (4, .2), (7, .2)])
@@ -128,19 +136,22 @@ def test_resume_in_mid_epoch_repeats_one_step(nf4, rows, tmp_path, monkeypatch, 
     "A checkpoint after every step: the killed step alone is done again, and everything is the same to the byte"
     kw, began = FAST | dict(lora_dropout=dropout, batch_size=1), []
     whole = train(*nf4, rows, tmp_path/'a', **kw)
-    monkeypatch.setattr('a3t.train.SAVE_EVERY', 0.)
+    monkeypatch.setattr('a3t.training.log.SAVE_EVERY', 0.)
     with monkeypatch.context() as m:
         kill_at(m, step)
         with pytest.raises(Killed): train(*nf4, rows, tmp_path/'b', **kw)
     kept = checkpoints(tmp_path/'b'/'checkpoints')
-    assert [int(p.name.split('-')[1]) for p in kept] == [*range(4, step, 4), *([step - 1] if (step - 1)%4 else [])]   # of those within an epoch the newest
+    # of those within an epoch the newest
+    assert [int(p.name.split('-')[1]) for p in kept] == [*range(4, step, 4), *([step - 1] if (step - 1)%4 else [])]
     assert [ends_epoch(p) for p in kept] == [int(p.name.split('-')[1])%4 == 0 for p in kept]
-    monkeypatch.setattr(StepLog, 'on_step_begin', lambda self, args, state, control, **kw: began.append(state.global_step + 1))
+    monkeypatch.setattr(StepLog, 'on_step_begin', lambda self, args, state, control, **kw: began.append(
+        state.global_step + 1))
     again = train(*nf4, rows, tmp_path/'b', **kw)
     strip = lambda d: {k:v for k,v in d.items() if k not in ('seconds', 'adapter')}
     assert began == list(range(step, 13)) and strip(again) == strip(whole)
     assert file_hash(tmp_path/'a'/'adapter') == file_hash(tmp_path/'b'/'adapter')
-    assert [strip(l) for l in read_log(tmp_path/'a'/'train.jsonl')] == [strip(l) for l in read_log(tmp_path/'b'/'train.jsonl')]
+    assert [strip(l) for l in read_log(tmp_path/'a'/'train.jsonl')] == [strip(l)
+                                                                        for l in read_log(tmp_path/'b'/'train.jsonl')]
 
 def test_checkpoints_come_with_time_and_only_epochs_are_averaged(nf4, rows, tmp_path, monkeypatch):
     seen, was = [], StepLog.on_save
@@ -151,9 +162,12 @@ def test_checkpoints_come_with_time_and_only_epochs_are_averaged(nf4, rows, tmp_
     plain = train(*nf4, rows, tmp_path/'a', **FAST | dict(batch_size=1, epochs=2))
     assert [s for s,_ in seen] == [4, 8] # less than SAVE_EVERY seconds: at the ends of epochs alone
     seen.clear()
-    monkeypatch.setattr('a3t.train.SAVE_EVERY', 0.)
-    assert train(*nf4, rows, tmp_path/'b', **FAST | dict(batch_size=1, epochs=2))['adapter_hash'] == plain['adapter_hash']
-    assert [s for s,_ in seen] == list(range(1, 9)) and seen[2][1] == ['checkpoint-3'] and seen[5][1] == ['checkpoint-4', 'checkpoint-6'] and seen[7][1] == ['checkpoint-4', 'checkpoint-8']
+    monkeypatch.setattr('a3t.training.log.SAVE_EVERY', 0.)
+    assert train(*nf4, rows, tmp_path/'b',
+                 **FAST | dict(batch_size=1, epochs=2))['adapter_hash'] == plain['adapter_hash']
+    assert [s for s,_ in seen] == list(range(1,
+                                             9)) and seen[2][1] == ['checkpoint-3'] and seen[5][1] == ['checkpoint-4',
+                                             'checkpoint-6'] and seen[7][1] == ['checkpoint-4', 'checkpoint-8']
 
 def test_killed_after_the_last_step(nf4, rows, tmp_path, monkeypatch):
     whole = train(*nf4, rows, tmp_path/'a', **FAST)
@@ -168,7 +182,7 @@ from dataclasses import replace
 torch.set_num_threads(1)
 from a3t.data import make_rows
 from a3t.envs.base import ToyHouse
-from a3t.models.local import load_model
+from a3t.models.weights import load_model
 from a3t.train import train
 model, tok = load_model(sys.argv[1], device='cpu', dtype=torch.float32)
 won = ToyHouse.exemplar
@@ -178,7 +192,8 @@ print(train(model, tok, rows, sys.argv[2], epochs=int(sys.argv[3]), batch_size=1
 
 def test_sigkill_and_other_process(folder, tmp_path, monkeypatch, capsys):
     "A process that is really killed; the same bytes come from another process"
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')]), OMP_NUM_THREADS='1')
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).parent.parent),
+                                                       os.environ.get('PYTHONPATH', '')]), OMP_NUM_THREADS='1')
     command = lambda d: [sys.executable, '-c', SCRIPT, folder, str(tmp_path/d), '20']
     p = subprocess.Popen(command('b'), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = tmp_path/'b'/'train.jsonl'
@@ -194,16 +209,21 @@ def test_sigkill_and_other_process(folder, tmp_path, monkeypatch, capsys):
 def test_other_training_is_refused(nf4, rows, tmp_path):
     train(*nf4, rows, tmp_path, **FAST | dict(epochs=1))
     for change in (dict(epochs=2), dict(learning_rate=1e-3), dict(seed=1)):
-        with pytest.raises(A3TError, match='other trajectories or settings'): train(*nf4, rows, tmp_path, **FAST | dict(epochs=1) | change)
+        with pytest.raises(A3TError, match='other trajectories or settings'):
+            train(*nf4, rows, tmp_path, **FAST | dict(epochs=1) | change)
     with pytest.raises(A3TError, match='other trajectories'): train(*nf4, rows[:2], tmp_path, **FAST | dict(epochs=1))
 
 def test_mended_settings_are_accepted(nf4, rows, tmp_path):
-    with pytest.raises(A3TError, match='target_modules'): train(*nf4, rows, tmp_path, **FAST | dict(target_modules=('nothing',)))
-    with pytest.raises(A3TError, match='learning_rate'): train(*nf4, rows, tmp_path, **FAST | dict(epochs=1, batch_size=1, learning_rate=1e30, max_grad_norm=1e30, warmup=0.))
+    with pytest.raises(A3TError, match='target_modules'):
+        train(*nf4, rows, tmp_path, **FAST | dict(target_modules=('nothing',)))
+    with pytest.raises(A3TError, match='learning_rate'):
+        train(*nf4, rows, tmp_path, **FAST
+              | dict(epochs=1, batch_size=1, learning_rate=1e30, max_grad_norm=1e30, warmup=0.))
     assert train(*nf4, rows, tmp_path, **FAST | dict(epochs=1))['steps'] == 2
 
 def test_seed_counts(nf4, rows, tmp_path):
-    h = [train(*nf4, rows, tmp_path/str(i), **FAST | dict(epochs=1, seed=s))['adapter_hash'] for i,s in enumerate((0, 0, 1))]
+    h = [train(*nf4, rows, tmp_path/str(i), **FAST | dict(epochs=1, seed=s))['adapter_hash']
+         for i,s in enumerate((0, 0, 1))]
     assert h[0] == h[1] != h[2]
 
 def test_average(nf4, rows, tmp_path, monkeypatch):
@@ -222,10 +242,12 @@ def test_goes_on_from_an_adapter(nf4, rows, tmp_path):
     second = train(*nf4, rows, tmp_path/'b', **FAST | dict(epochs=1, learning_rate=1e-3), adapter=first['adapter'])
     assert second['parameters'] == first['parameters'] and second['loss_first'] < first['loss_first']
 
-@pytest.mark.parametrize('kw,word', [(dict(learning_rate=1e30, max_grad_norm=1e30, target_modules='all-linear'), 'learning_rate'),
+@pytest.mark.parametrize('kw,word',
+                         [(dict(learning_rate=1e30, max_grad_norm=1e30, target_modules='all-linear'), 'learning_rate'),
                                      (dict(contrast_floor=0., epochs=60, schedule='constant'), 'contrast_floor')])
 def test_guards(nf4, rows, tmp_path, kw, word):
-    with pytest.raises(A3TError, match=word): train(*nf4, [rows[0], rows[2]], tmp_path, **FAST | dict(learning_rate=2e-2) | kw)
+    with pytest.raises(A3TError, match=word):
+        train(*nf4, [rows[0], rows[2]], tmp_path, **FAST | dict(learning_rate=2e-2) | kw)
     assert not (tmp_path/'adapter').exists() and read_log(tmp_path/'train.jsonl')
     assert not any('lora' in n for n,_ in nf4[0].named_modules())
 
@@ -246,9 +268,13 @@ def test_disk_refuses(nf4, rows, tmp_path, size):
         with pytest.raises(A3TError, match='cannot write'): train(*nf4, rows, tmp_path/'a', **FAST)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, was)
     assert not (tmp_path/'a'/'adapter').exists()
-    if size == 8_000: assert train(*nf4, rows, tmp_path/'a', **FAST)['adapter_hash'] == train(*nf4, rows, tmp_path/'b', **FAST)['adapter_hash']
+    if size == 8_000:
+        assert train(*nf4, rows, tmp_path/'a', **FAST)['adapter_hash'] == train(*nf4, rows, tmp_path/'b',
+                                                                                **FAST)['adapter_hash']
 
-@pytest.mark.parametrize('kw', [dict(layers=1), dict(gradient_checkpointing=True), dict(micro_tokens=5000), dict(normalise='none')])
+@pytest.mark.parametrize('kw',
+                         [dict(layers=1), dict(gradient_checkpointing=True), dict(micro_tokens=5000),
+                          dict(normalise='none')])
 def test_variants(nf4, rows, tmp_path, kw):
     a, b = (train(*nf4, rows, tmp_path/str(i), **FAST | dict(epochs=1, average=1) | k) for i,k in enumerate(({}, kw)))
     assert math.isfinite(b['loss_last'])
@@ -270,7 +296,8 @@ def test_no_gradient_below_the_first_adapted_layer(nf4, rows):
     m = lora(nf4[0], 4, layers=1)
     m.train(); unpack_4bit(m)
     seen = []
-    hook = m.get_base_model().get_decoder().layers[0].register_forward_hook(lambda mod, i, o: seen.append((o[0] if isinstance(o, tuple) else o).requires_grad))
+    hook = m.get_base_model().get_decoder().layers[0].register_forward_hook(lambda mod, i, o: seen.append((o[0]
+        if isinstance(o, tuple) else o).requires_grad))
     with quiet(): token_logprobs(m.get_base_model(), rows[:1])
     hook.remove(); m.unload(); nf4[0].eval()
     assert seen == [False]
@@ -300,7 +327,8 @@ def test_order_looks_at_each_row_once():
 
 def test_fingerprint_is_that_of_the_whole_set(rows, monkeypatch):
     "Row by row, no text of all rows: and yet the same hash, so that older trainings are recognised"
-    want, longest, dumps = content_hash([asdict(r) for r in rows]), max(len(json.dumps(asdict(r))) for r in rows), json.dumps
+    want, longest, dumps = content_hash([asdict(r) for r in rows]), max(len(json.dumps(asdict(r)))
+                                                                        for r in rows), json.dumps
     sizes = []
     monkeypatch.setattr('a3t.train.json.dumps', lambda *a, **kw: sizes.append(len(dumps(*a, **kw))) or dumps(*a, **kw))
     assert rows_hash(rows) == want and len(sizes) == len(rows) and max(sizes) <= longest
@@ -313,12 +341,15 @@ def test_a_missing_log_is_an_error(tmp_path):
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_threads_change_nothing(folder, rows, tmp_path, dtype):
-    "In bf16 one micro-batch for each thread: the same bytes as one thread. In fp32 threads share a product, and some CPUs then add up in another order"
+    """In bf16 one micro-batch for each thread: the same bytes as one thread. In fp32 threads share a product, and some
+    CPUs then add up in another order"""
     model, tok = load_model(folder, device='cpu', dtype=dtype)
     hashes, was = [], torch.get_num_threads()
     for n in (1, 2, 2):
         torch.set_num_threads(n)
-        try: hashes.append(train(model, tok, rows, tmp_path/str(len(hashes)), **FAST | dict(batch_size=4, micro_tokens=1))['adapter_hash'])
+        try:
+            hashes.append(train(model, tok, rows, tmp_path/str(len(hashes)),
+                                **FAST | dict(batch_size=4, micro_tokens=1))['adapter_hash'])
         finally: torch.set_num_threads(was)
     assert hashes[1] == hashes[2]
     if dtype == torch.bfloat16: assert hashes[0] == hashes[1]
@@ -341,17 +372,19 @@ def test_memory_is_predicted(folder, dtype):
     with lean(m.train()), quiet():
         long, plan = kept_bytes(model, 700), predict_memory(m, 700)
         assert abs(long/(700*kept_bytes(model, 128)/128) - 1) < .03 and long < plan['activations']
-        assert predict_memory(m, 700, checkpointing=True)['activations'] < plan['activations'] < predict_memory(m, 1400, 2)['activations']
+        assert predict_memory(m, 700, checkpointing=True)['activations'] < plan['activations'] < predict_memory(m, 1400,
+            2)['activations']
     m.unload()
     assert plan['total'] == sum(v for k,v in plan.items() if k != 'total')
-    assert plan['weights'] == sum(p.numel() for p in model.parameters())*dtype.itemsize + plan['learning']//4 # LoRA's own are fp32
+    # LoRA's own are fp32
+    assert plan['weights'] == sum(p.numel() for p in model.parameters())*dtype.itemsize + plan['learning']//4
 
 PEAK = '''
 import json, random, sys, tempfile, torch
 import a3t.train as T
-from a3t.bench_training import LORA, resident
+from a3t.bench.training import LORA, resident
 from a3t.data import Row
-from a3t.models.local import load_model
+from a3t.models.weights import load_model
 tokens, threads, checkpointing = map(int, sys.argv[1:])
 torch.set_num_threads(threads)
 plans, predict, rng = [], T.predict_memory, random.Random(0)
@@ -368,8 +401,10 @@ print(json.dumps(dict(plan=plans[0], peak=resident(peak=True))))
 @pytest.mark.parametrize('tokens,threads,checkpointing', [(512, 1, 0), (512, 2, 0), (1024, 2, 0), (512, 2, 1)])
 def test_the_peak_is_as_predicted(tokens, threads, checkpointing):
     "SmolLM2, a process each: within a quarter of the highest resident memory"
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')]))
-    out = subprocess.run([sys.executable, '-c', PEAK, *map(str, (tokens, threads, checkpointing))], env=env, capture_output=True, text=True, check=True).stdout
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).parent.parent),
+                                                       os.environ.get('PYTHONPATH', '')]))
+    out = subprocess.run([sys.executable, '-c', PEAK, *map(str, (tokens, threads, checkpointing))], env=env,
+                         capture_output=True, text=True, check=True).stdout
     r = json.loads(out.splitlines()[-1])
     assert .75 < r['plan']['total']/r['peak'] < 1.25, r
 

@@ -1,0 +1,172 @@
+"Several processes: training whose sum is that of one, waves that outlive their workers"
+import os, shlex, shutil, signal, subprocess, sys, threading, time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+import pytest, torch
+from conftest import LOST, OTHER, WON
+from fastcore.basics import chunked
+from safetensors.torch import load_file
+from a3t.accumulate import append, read
+from a3t.agents import Sampler, rollout
+from a3t.core import A3TError, trajectory_id, write_json
+from a3t.data import make_rows
+from a3t.envs.base import ToyHouse
+from a3t.models.weights import load_model
+from a3t.runs.cluster import cluster, waves
+from a3t.training.log import checkpoints, read_log
+from a3t.train import launch, train, train_together
+from a3t.training.batches import share
+
+ROOT = Path(__file__).resolve().parent.parent
+TWO = 'torchrun --standalone --nproc-per-node 2'
+FAST = dict(epochs=4, learning_rate=1e-2, batch_size=3, lora_rank=4, target_modules='all-linear')
+
+@pytest.fixture
+def interruptible():
+    "SIGINT raises KeyboardInterrupt here, also where the tests run in the background, which ignores it"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+
+def rows_of(tokenizer):
+    return make_rows(tokenizer, [WON, replace(WON, steps=WON.steps[1:]), LOST, OTHER,
+                                 replace(WON, steps=WON.steps[2:])])[0]
+
+def assert_same_training(a, b, loss=1e-4, weight=1e-4):
+    "Two trainings agree, up to sums in another order"
+    one, two = read_log(a/'train.jsonl'), read_log(b/'train.jsonl')
+    assert [l['step'] for l in one] == [l['step'] for l in two] and [l['tokens'] for l in one] == [l['tokens']
+                                                                                                   for l in two]
+    for x,y in zip(one, two):
+        for k in ('loss', 'imitation', 'contrast', 'logp_won', 'logp_lost', 'learning_rate'):
+            assert (x[k] is None) == (y[k] is None) and (x[k] is None or abs(x[k] - y[k]) < loss), (k, x, y)
+    one, two = (load_file(d/'adapter'/'adapter_model.safetensors') for d in (a, b))
+    assert one.keys() == two.keys() and any(v.abs().max() > .05 for v in one.values())
+    for k in one: torch.testing.assert_close(one[k], two[k], atol=weight, rtol=0)
+
+def test_two_processes_equal_one_and_resume(folder, tmp_path, interruptible):
+    "Killed after the first epoch, all at once, and started again"
+    model, tok = load_model(folder, device='cpu', dtype=torch.float32)
+    rows, kw = rows_of(tok), FAST | dict(epochs=24) # enough that it cannot end before the kill
+    train(model, tok, rows, tmp_path/'one', **kw)
+    job = dict(name=folder, quantize='none', device='cpu', dtype='float32')
+    def stop_after_an_epoch():
+        while not list((tmp_path/'two'/'checkpoints').glob('*/complete.json')): time.sleep(.02)
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=stop_after_an_epoch, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt): launch(TWO, job, rows, tmp_path/'two', **kw)
+    assert not (tmp_path/'two'/'adapter').exists()
+    done = len(checkpoints(tmp_path/'two'/'checkpoints'))
+    assert 1 <= done < 24
+    res = launch(TWO, job, rows, tmp_path/'two', **kw)
+    assert res['steps'] == 48 and res['trajectories'] == 5
+    assert_same_training(tmp_path/'one', tmp_path/'two')
+    assert sorted(p.name for p in (tmp_path/'two').iterdir()) == ['adapter', 'job.json', 'launch.log', 'train.json',
+                                                                  'train.jsonl', 'training.json']
+
+KILLED = '''
+import os, sys, a3t.train as T, a3t.training.log as L
+L.SAVE_EVERY = 1e9 if os.environ['RANK'] == '1' else 0. # the first process decides
+def on_step_begin(self, args, state, control, **kw):
+    if state.global_step == 4: os._exit(9)
+T.StepLog.on_step_begin = on_step_begin
+T.train_together(sys.argv[1])
+'''
+
+@pytest.mark.slow
+def test_two_processes_resume_in_mid_epoch(folder, tmp_path):
+    "Three steps an epoch, dead before the fifth: what follows is the same to the byte"
+    _, tok = load_model(folder, device='cpu', dtype=torch.float32)
+    rows, kw = rows_of(tok), FAST | dict(batch_size=2, epochs=2, lora_dropout=.2)
+    job = dict(name=folder, quantize='none', device='cpu', dtype='float32')
+    whole = launch(TWO, job, rows, tmp_path/'whole', **kw)
+    (tmp_path/'b').mkdir()
+    shutil.copy(tmp_path/'whole'/'job.json', tmp_path/'b'/'job.json')
+    (tmp_path/'killed.py').write_text(KILLED)
+    assert subprocess.run([*shlex.split(TWO.replace('torchrun', str(Path(sys.executable).parent/'torchrun'))),
+                           str(tmp_path/'killed.py'), str(tmp_path/'b')], capture_output=True).returncode
+    assert [p.name for p in checkpoints(tmp_path/'b'/'checkpoints')] == ['checkpoint-3', 'checkpoint-4']
+    assert launch(TWO, job, rows, tmp_path/'b', **kw)['adapter_hash'] == whole['adapter_hash']
+
+@pytest.mark.parametrize('quantize', ['nf4', 'none'])
+def test_divided_weights_equal_whole_ones(folder, tmp_path, monkeypatch, quantize):
+    "Each process keeps its part of the weights of each layer"
+    model, tok = load_model(folder, quantize, 'cpu', torch.float32)
+    kw = FAST | dict(gradient_checkpointing=quantize == 'nf4')
+    train(model, tok, rows_of(tok), tmp_path/'one', **kw)
+    monkeypatch.setenv('ACCELERATE_USE_FSDP', 'true') # what `accelerate launch --use_fsdp` says
+    launch(TWO, dict(name=folder, quantize=quantize, device='cpu', dtype='float32'), rows_of(tok), tmp_path/'two', **kw)
+    assert_same_training(tmp_path/'one', tmp_path/'two')
+
+def test_more_processes_than_gpus(folder, tmp_path, monkeypatch):
+    write_json(tmp_path/'job.json', dict(model=dict(name=folder, quantize='none', device='')))
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    monkeypatch.setenv('LOCAL_RANK', '2')
+    # this process outlives its parent
+    monkeypatch.setattr('ctypes.CDLL', lambda *a: SimpleNamespace(prctl=lambda *a: 0))
+    with pytest.raises(A3TError, match=r'more processes than this machine has GPUs \(2\): start 2'):
+        train_together(tmp_path)
+
+def test_errors_of_launched_processes(folder, tmp_path):
+    _, tok = load_model(folder, device='cpu')
+    job = dict(name=folder, quantize='none', device='cpu', dtype='float32')
+    with pytest.raises(A3TError, match='lower learning_rate'):
+        launch(sys.executable, job, rows_of(tok), tmp_path/'a',
+               **FAST | dict(learning_rate=1e30, max_grad_norm=1e30, warmup=0.))
+    with pytest.raises(A3TError, match=r'ended with status 3 .*read .*launch.log') as e:
+        launch('sh -c "echo a worker died >&2; exit 3"', job, rows_of(tok), tmp_path/'c', **FAST)
+    assert 'a worker died' in str(e.value) and '\n' not in str(e.value)
+    with pytest.raises(A3TError, match='cannot be run'):
+        launch('no-such-launcher -n 2', job, rows_of(tok), tmp_path/'b', **FAST)
+
+@pytest.mark.parametrize('world', [1, 2, 3, 7])
+def test_share(folder, world):
+    "Together the processes do every row once; with the spare ones, all do as many passes"
+    items = [(r, i) for i,r in enumerate(rows_of(load_model(folder, device='cpu')[1]))]
+    shares = [share(items, 10_000, rank, world) for rank in range(world)]
+    assert sorted(i for mine,_ in shares for part in mine for _,i in part) == list(range(len(items)))
+    assert len({len(mine) + (spare is not None) for mine,spare in shares}) == 1
+    assert all(mine for mine,_ in shares[:2])
+
+@pytest.fixture(scope='module')
+def two_workers():
+    ray = cluster('local', num_cpus=2)
+    yield ray
+    ray.shutdown()
+
+def test_lost_worker(two_workers, tmp_path):
+    "One of two workers is killed in mid-run: the same trajectories, none missing, none twice"
+    def episodes(wave):
+        with open(tmp_path/'begun', 'a') as f: f.write(f'{os.getpid()} {wave[0]}\n')
+        time.sleep(1)
+        return rollout(ToyHouse, wave, Sampler(), seed=1)
+    parts = list(chunked(ToyHouse().tasks('train')[:12], 2))
+    here = [t for _,made in waves(lambda wave: rollout(ToyHouse, wave, Sampler(), seed=1), parts) for t in made]
+    def begun(): return [l.split(' ', 1) for l in (tmp_path/'begun').read_text().splitlines()]
+    done = []
+    for wave, made in waves(episodes, parts, 'local'):
+        done.append(wave)
+        append(tmp_path/'store', made)
+        if len(done) == 2: # the wave that began last is under way
+            pid, lost = begun()[-1]
+            os.kill(int(pid), signal.SIGKILL)
+    # it was played again
+    assert done == parts and len(begun()) == len(parts) + 1 and [t for _,t in begun()].count(lost) == 2
+    store = read(tmp_path/'store')
+    assert store == here and len({trajectory_id(t) for t in store}) == len(here)
+
+def test_errors_of_workers(two_workers):
+    def broken(wave): raise A3TError(f'{wave} is missing: put it back')
+    with pytest.raises(A3TError, match='^game 1 is missing: put it back$'):
+        list(waves(broken, ['game 1', 'game 2'], 'local'))
+    def ends(wave): os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(A3TError, match='gave a wave up'): list(waves(ends, ['game 1'], 'local', dict(max_retries=1)))
+    two_workers.shutdown()
+    with pytest.raises(A3TError, match='no Ray cluster'): cluster('127.0.0.1:1')

@@ -1,0 +1,80 @@
+"The house is in order: a notebook's path is its module's path, imports point downwards, and nothing is too long"
+import ast, json, re
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ( # from the ground up: a module imports from its own layer or from those before it
+    ('core', 'settings'), ('prompts', 'envs.base', 'models'), ('envs',), ('agents',), ('compose', 'accumulate', 'losses', 'data', 'evaluate'),
+    ('opening', 'train'), ('quality',), ('runs',), ('doctor', 'bench'), ('cli',))
+MODULE_LINES, FUNCTION_LINES, CELL_LINES = 400, 40, 40
+
+def modules():
+    "Module name → its file, for what the notebooks export"
+    files = [p for p in (ROOT/'a3t').rglob('*.py') if p.name != '_modidx.py' and p.read_text(encoding='utf-8').strip()]
+    name = lambda p: '.'.join(p.relative_to(ROOT/'a3t').with_suffix('').parts).removesuffix('.__init__')
+    return {name(p):p for p in files if name(p) != '__init__'}
+
+def imported(name, path):
+    "Modules of the package that a module imports, anywhere in its code"
+    package, have = name if path.name == '__init__.py' else name.rpartition('.')[0], modules()
+    res = set()
+    for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(n, ast.Import): found = [a.name for a in n.names]
+        elif isinstance(n, ast.ImportFrom):
+            up = ['a3t', *package.split('.')] if package else ['a3t']
+            base = '.'.join([*up[:len(up) - n.level + 1], *([n.module] if n.module else [])]) if n.level else n.module
+            found = [base, *(f'{base}.{a.name}' for a in n.names)]
+        else: continue
+        res |= {f[4:] for f in found if f.startswith('a3t.') and f[4:] in have}
+    return res - {name}
+
+def layer(name):
+    "Number of the layer of a module: the one that names most of it"
+    found = [(len(prefix), i) for i,names in enumerate(LAYERS) for prefix in names if name == prefix or name.startswith(prefix + '.')]
+    return max(found)[1] if found else None
+
+def test_every_module_has_a_layer():
+    assert not [m for m in modules() if layer(m) is None]
+
+def test_imports_point_downwards():
+    up = [f'{m} imports {n}' for m,p in modules().items() for n in imported(m, p) if layer(n) > layer(m)]
+    assert not up, '\n'.join(up)
+
+def circle(graph):
+    "A circle of imports, if there is one"
+    state, path = {}, []
+    def visit(m):
+        state[m] = 'open'
+        path.append(m)
+        for n in sorted(graph[m]):
+            if state.get(n) == 'open': return path[path.index(n):]
+            if n not in state and (found := visit(n)): return found
+        path.pop()
+        state[m] = 'done'
+    return next((c for m in sorted(graph) if m not in state and (c := visit(m))), None)
+
+def test_there_is_no_circle():
+    assert circle({'a':{'b'}, 'b':{'c'}, 'c':{'b'}}) == ['b', 'c'] and circle({'a':{'b'}, 'b':set()}) is None
+    assert circle({m:imported(m, p) for m,p in modules().items()}) is None
+
+def test_a_notebook_stands_where_its_module_does():
+    wrong = []
+    for p in (ROOT/'nbs').rglob('*.ipynb'):
+        source = '\n'.join(''.join(c['source']) for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code')
+        if not (m := re.search(r'^#\| *default_exp +(\S+)', source, re.M)): continue
+        where = re.sub(r'^\d\d_', '', p.relative_to(ROOT/'nbs').as_posix().removesuffix('.ipynb').removeprefix('method/'))
+        if where.replace('/', '.').removesuffix('.index') != m[1].removesuffix('.__init__'): wrong.append(f'{p.name} exports {m[1]}')
+    assert not wrong, '\n'.join(wrong)
+
+def functions(tree):
+    return [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+def test_nothing_is_too_long():
+    long = []
+    for m,p in modules().items():
+        text = p.read_text(encoding='utf-8')
+        if (n := len(text.splitlines())) > MODULE_LINES: long.append(f'{m}: {n} lines')
+        long += [f'{m}.{f.name}: {f.end_lineno - f.lineno + 1} lines' for f in functions(ast.parse(text)) if f.end_lineno - f.lineno >= FUNCTION_LINES]
+        long += [f'{m}, a cell: {n} lines' for cell in re.split(r'^# %%.*\n', text, flags=re.M)[2:] if (n := len(cell.strip().splitlines())) > CELL_LINES]
+    assert not long, '\n'.join(long)
