@@ -37,6 +37,7 @@ async def _complete(lm, prompt, shared, **kwargs):
 
 NOTHING = Trajectory('', '', '', '') # what is left of an episode's prompt without the episode
 
+# %% ../nbs/method/03_agents.ipynb #d1d0d26a
 class ReAct:
     "The policy: reads the episode so far, writes a reason and an action"
     def __init__(self,
@@ -122,6 +123,7 @@ async def ask_actre(
     if isinstance(said, str): return said
     raise A3TError(f'ActRe must return a reason, a string, but this one returned {said!r:.100}')
 
+# %% ../nbs/method/03_agents.ipynb #e219d8ba
 async def episode(
     env, # a `TextEnv`; nobody else may use it meanwhile
     task:str, # task id

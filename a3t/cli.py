@@ -63,6 +63,7 @@ def train(
     from a3t.train import train_together
     train_together(folder)
 
+# %% ../nbs/cli.ipynb #400b8b11b
 def presets():
     "List the presets of settings.ini"
     path = project_root()/'settings.ini'
@@ -298,6 +299,7 @@ def command_parser(
         parser.add_argument(f'--{name}' if option else name, **kw)
     return parser
 
+# %% ../nbs/cli.ipynb #1a3f33abb
 def usage(
 )->str: # a line for each subcommand
     "What `a3t` can do"
@@ -339,6 +341,7 @@ def _flush():
     "Write what is still to be printed; an output that takes nothing any more is an `OSError`"
     if sys.stdout: sys.stdout.flush() # None where whoever started the command has closed it
 
+# %% ../nbs/cli.ipynb #e8b1c2a6b
 def _status(words):
     "The exit status of a command line, all errors said"
     try:

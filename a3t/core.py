@@ -233,6 +233,7 @@ def write_json(
     "Write JSON atomically, readable by people"
     write_atomic(path, json.dumps(obj, indent=1, ensure_ascii=False) + '\n')
 
+# %% ../nbs/method/01_core.ipynb #2e1041da
 def read_text(
     path, # a text file
 )->str: # its text, without a byte order mark
@@ -378,6 +379,7 @@ def _typed(key, value, default):
         raise A3TError(f'setting {key} = {brief(new)} cannot be stored ({e}): it must be {kind}') from e
     return new
 
+# %% ../nbs/method/01_core.ipynb #e5a8572a
 def load_settings(
     preset:str, # a section of the settings file
     overrides:dict=None, # key → value (or text to parse) that wins over the preset

@@ -95,6 +95,7 @@ def _claim(output, fingerprint):
                        f'folder')
     write_json(path, fingerprint)
 
+# %% ../nbs/method/09_train.ipynb #a49b8d9a
 def _arguments(model, folder, epochs, learning_rate, schedule, warmup, max_grad_norm, seed):
     "What the Hugging Face trainer wants to know"
     cpu = model.device.type == 'cpu'
@@ -117,6 +118,7 @@ def micro_tokens_on(
     "How many tokens are computed at once by default"
     return 512 if device.type == 'cpu' else 8192
 
+# %% ../nbs/method/09_train.ipynb #0452f6ba
 def train(
     model, # a transformers causal language model from `load_model`; it is the same again afterwards
     tokenizer, # its tokenizer
@@ -184,6 +186,7 @@ def _expected(trainer, workers, checkpointing):
             f"{need['weights']}, what is learned {need['learning']}, "
             f"{tokens:,} tokens at a time {need['activations']}, their logits {need['logits']}")
 
+# %% ../nbs/method/09_train.ipynb #4d1d3eda
 @quiet()
 def _train(model, rows, output, args, average, micro_tokens, workers, several, gradient_checkpointing, progress, seed,
            batch_size, divide, packed, loss):
@@ -228,6 +231,7 @@ def _train(model, rows, output, args, average, micro_tokens, workers, several, g
     PartialState().wait_for_everyone()
     return read_json(output/'train.json')
 
+# %% ../nbs/method/09_train.ipynb #4d1d3edb
 def _summary(log, rows, output, parameters):
     "What `train` returns"
     tenth, mean = max(1, len(log)//10), lambda ls: sum(l['loss'] for l in ls)/len(ls)

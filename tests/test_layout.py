@@ -1,12 +1,11 @@
 "The house is in order: a notebook's path is its module's path, imports point downwards, and nothing is too long"
 import ast, json, re
 from pathlib import Path
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ( # from the ground up: a module imports from its own layer or from those before it
-    ('core', 'settings'), ('prompts', 'envs.base', 'models'), ('envs',), ('agents',), ('compose', 'accumulate', 'losses', 'data', 'evaluate'),
-    ('opening', 'train'), ('quality',), ('runs',), ('doctor', 'bench'), ('cli',))
+    ('core',), ('prompts', 'envs.base', 'models'), ('envs',), ('settings',), ('agents',), ('compose', 'accumulate', 'losses', 'data', 'evaluate'),
+    ('opening', 'training'), ('train',), ('quality', 'envs.webshop.browser'), ('runs',), ('doctor', 'bench'), ('cli',))
 MODULE_LINES, FUNCTION_LINES, CELL_LINES = 400, 40, 40
 
 def modules():

@@ -88,6 +88,7 @@ def learn_trl(
                     gradient_checkpointing=checkpointing, max_length=None, batch_size=SETTINGS['batch_size'])
     return res | dict(memory=peak_memory(torch.device(device)))
 
+# %% ../../nbs/bench/gpu.ipynb #a9da2807b
 def plan_memory(
     net, # from `load_model`
     rows, # of `Row`

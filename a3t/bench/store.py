@@ -110,6 +110,7 @@ def fill(
         seconds.append(time.process_time() - start)
     return seconds
 
+# %% ../../nbs/bench/store.ipynb #store74kb
 def _uses(run):
     store = stage_folder(run, 'explore')/'trajectories'
     old = lambda: list(pretend(0, WAVE))

@@ -76,7 +76,9 @@ def _inside(function, args, kw, threads):
 # %% ../../nbs/bench/training.ipynb #82a33412
 LORA = dict(r=16, lora_alpha=32,
             target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'])
+
 BATCH = 4 # trajectories in an optimiser step
+
 RATE = 1e-3 # learning rate
 
 def _rate(tokens, ends): return sum(tokens[1:])/(ends[-1] - ends[0]) if len(ends) > 1 else tokens[0]/ends[0]
@@ -96,6 +98,7 @@ def train_ours(
     return dict(rate=_rate([l['tokens'] for l in log], [l['seconds'] for l in log]),
                 loss=[l['logp_won'] and -l['logp_won'] for l in log])
 
+# %% ../../nbs/bench/training.ipynb #82a33412b
 def train_trl(
     rows, # of `Row`, all of them successes
     model:str='smollm2-135m', # as `load_model` takes it
@@ -190,6 +193,7 @@ def _ready(model, rows):
     learned = [p for p in m.parameters() if p.requires_grad]
     return m, lambda rows=rows: torch.autograd.grad(token_logprobs(net, rows)[0].sum(), learned)
 
+# %% ../../nbs/bench/training.ipynb #c79140eab
 def work(
     rows, # of `Row`, one micro-batch
     model:str='smollm2-135m', # as `load_model` takes it

@@ -84,6 +84,7 @@ class TextSpace(gymnasium.Space):
     def contains(self, x): return isinstance(x, str)
     def sample(self, mask=None, probability=None): return ''
 
+# %% ../../nbs/envs/base.ipynb #0ba1ee2a
 class TextEnv(gymnasium.Env):
     "Base of all environments: text in, text out"
     observation_space, action_space = TextSpace(), TextSpace()
@@ -175,6 +176,7 @@ class TextEnv(gymnasium.Env):
 # %% ../../nbs/envs/base.ipynb #836e6c1e
 PLACES, THINGS = ('drawer', 'shelf', 'table', 'desk'), ('mug', 'pen', 'book', 'watch')
 
+# %% ../../nbs/envs/base.ipynb #836e6c1a
 class ToyHouse(TextEnv):
     "Find a thing in one of four places and put it somewhere else"
     instruction = ('You are in a small house. You can go to a place, take a thing that is there, and put it down in a '

@@ -132,6 +132,7 @@ def step(self:Trial,
               f"info['won'] must follow the reward")
     return copy.deepcopy(got)
 
+# %% ../../nbs/envs/contract.ipynb #c7a10004b
 @patch
 def episode(self:Trial,
     task:str, # task id
@@ -180,6 +181,7 @@ def check_texts(
                'max_steps is missing: give the environment a number of steps, after which step returns truncated=True')
     trial.must(type(longest) is int and longest >= 1, f'max_steps = {longest!r} must be an int, 1 or more')
 
+# %% ../../nbs/envs/contract.ipynb #c7a10006b
 def _panels(trial, split, tasks):
     "Check `panel` and `manifest`"
     env, n = trial.env, min(3, len(tasks))
@@ -197,6 +199,7 @@ def _panels(trial, split, tasks):
         except Exception as e: trial.must(False, f'panel{args} raises {type(e).__name__}: raise an A3TError')
         trial.must(False, f'panel{args} must raise an A3TError')
 
+# %% ../../nbs/envs/contract.ipynb #c7a10006c
 def check_tasks(
     trial:Trial, # the environment on trial
     split:str, # the split to take tasks from
@@ -250,6 +253,7 @@ def _chooser(env, seed=0):
     rng = random.Random(seed)
     return lambda k, info: rng.choice(list(info['admissible_actions'] or env.exemplar.actions))
 
+# %% ../../nbs/envs/contract.ipynb #c7a10008b
 def check_replays(
     trial:Trial, # the environment on trial
     task:str, # task id
@@ -280,6 +284,7 @@ def check_different(
     trial.must(any(s != shown[0] for s in shown),
                f"the tasks {some[0]} and {some[-1]} show the same: reset must begin the task in options['task']")
 
+# %% ../../nbs/envs/contract.ipynb #c7a10008c
 def _names(trial, action, goal):
     "Check what an action and a task name"
     verb, form, things, words = trial.call('verb', action, goal), trial.call('form', action, goal), trial.call('things',
@@ -349,6 +354,7 @@ def _returns(trial, moment, old, went, where):
                    f'before; save all that changes')
     trial.must(moment == kept, 'a moment from save changes while the episode goes on: copy what it holds, as tuples')
 
+# %% ../../nbs/envs/contract.ipynb #c7a10010b
 def _walk(trial, task, most, seed):
     "Play at random: list of (moment, a copy of it, info, action, what came and the state after it)"
     choose, info, passed = _chooser(trial.env, seed), trial.reset(task)[1], []
@@ -384,6 +390,7 @@ def check_moments(
             _returns(trial, moment, before, went, 'from another task')
         _keys(trial, task, passed)
 
+# %% ../../nbs/envs/contract.ipynb #c7a10010c
 def _keys(trial, task, passed):
     "Check that `key` tells states apart, and does not count steps"
     known = {}

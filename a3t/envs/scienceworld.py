@@ -64,6 +64,7 @@ def variations(
 # %% ../../nbs/envs/scienceworld.ipynb #7c7cb84c
 # how the offered commands begin, besides moves to places of the task
 OFFERED = ('focus on ', 'teleport to ', 'pick up ', 'open ', 'look around', 'wait1')
+
 REFUSED = ('No known action', 'Unknown action', 'Ambiguous request')
 
 def places_in(
@@ -88,6 +89,7 @@ def within_reach(
     return {int(n) for root in (agent.getContainer().get(), agent)
             for n in re.findall(r'ObjectID \((\d+)', parser.collectAccessibleObjects(root, True).toString())}
 
+# %% ../../nbs/envs/scienceworld.ipynb #7c7cb84cb
 class ScienceWorld(TextEnv):
     "ScienceWorld's tasks"
     instruction = ('You are in a house and do science. You act by one command at a time: teleport to R, look around, '

@@ -139,6 +139,7 @@ async def ask_chat(self:ServerModel, body, text, stop):
     answer = answer_of(choice, True)[0] or ''
     return dict(finish_reason=choice.get('finish_reason'), text=without_echo(answer.lstrip(), text)), res
 
+# %% ../../nbs/models/api.ipynb #5ba58a4fb
 @patch
 async def complete(self:ServerModel, prompt, *, stop=(), max_tokens=64, temperature=0., seed=0, constrain=None):
     "Continue a prompt; see `LanguageModel.complete`"
@@ -276,6 +277,7 @@ def load_tokenizer(
             except (OSError, ValueError, ImportError, httpx.InvalidURL): pass
     return None
 
+# %% ../../nbs/models/api.ipynb #e022b717b
 def language_model(
     model:str, # what `load_model` takes, or URL#name
     quantize:str='none', # 'none' or 'nf4'; a server decides for itself

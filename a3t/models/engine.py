@@ -265,6 +265,7 @@ def generate(self:Engine,
                             do_sample=False,
                             use_cache=self.keeps, logits_processor=[choose], stopping_criteria=[done])
 
+# %% ../../nbs/models/engine.ipynb #fa11c002b
 @patch
 @torch.no_grad()
 def score_plainly(self:Engine,
@@ -344,6 +345,7 @@ def load_adapter(self:Engine,
     self.adapters[name] = base, name
     return base, name
 
+# %% ../../nbs/models/engine.ipynb #30b1fa35b
 @patch
 def inject(self:Engine,
     config, # the adapter's configuration

@@ -307,6 +307,7 @@ def text_config(
 
 # what configurations call it
 LIMITS = 'max_position_embeddings', 'max_seq_len', 'max_sequence_length', 'seq_length', 'model_max_length'
+
 NO_LIMIT = 2**30 # tokens: a model whose positions never end, such as Mamba
 
 def longest_text(
@@ -329,6 +330,7 @@ def one_line(
         said = (str(e).strip().splitlines() or [''])[0]
         raise A3TError(f'{type(model).__name__} {what}: choose another model ({type(e).__name__}: {said[:150]})') from e
 
+# %% ../../nbs/models/forward.ipynb #fa11b004b
 def plain_logprobs(
     model, # a transformers causal language model
     ids, # token ids of one text [n]

@@ -75,6 +75,7 @@ async def compute(self:Journal, key, call):
     self.record[key] = answer
     future.set_result(answer)
 
+# %% ../../nbs/models/journal.ipynb #journal2b
 @patch
 async def next_segment(self:Journal):
     "When all episodes wait: turn to the next segment and let them go on, or end with its error"

@@ -241,6 +241,7 @@ class Norm(Function):
         n, g = x.float()*r, (dy*w).float()
         return ((g - n*(g*n).mean(-1, keepdim=True))*r).to(x.dtype), None, None
 
+# %% ../../nbs/models/logprobs.ipynb #493e3aa9b
 class SiluProduct(Function):
     "silu(gate)·up"
     @staticmethod

@@ -86,6 +86,7 @@ def within(
         except ValueError: pass
     return False
 
+# %% ../../nbs/models/server.ipynb #proxy002b
 def proxy_for(
     url:str, # of a server
 )->tuple: # (the proxy's URL or None, words about it)
@@ -234,6 +235,7 @@ def message_of(
 # %% ../../nbs/models/server.ipynb #fails002
 ENDINGS = {'', 'stop', 'length', 'eos', 'eos_token', 'end_turn', 'stop_sequence', 'max_tokens', 'model_length',
            'complete', 'completed', 'end', 'done', 'finished', 'tool_calls', 'function_call'} # of real answers
+
 MEANINGS = {402:'insufficient_?(quota|balance|funds|credit)|billing|payment|arrearage',
             429:'rate_?limit|too_?many|exhausted|throttl|overload',
             413:'context_?length|too_?(long|large)',
@@ -271,6 +273,7 @@ def failure(
     if not good: return 'its answer holds no choices', res
     return next(filter(None, map(choice_failure, choices)), None)
 
+# %% ../../nbs/models/server.ipynb #fails002b
 def choice_failure(
     choice:dict, # of a response
 ): # as `failure`

@@ -70,6 +70,7 @@ def check_room(
                           f'full: '
                           'raise the setting context (a model has its own limit), or shorten the prompt')
 
+# %% ../../nbs/models/thoughts.ipynb #think005b
 async def past_thoughts(
     lm, # a `LanguageModel`
     prompt, # as for `complete`

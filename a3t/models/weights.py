@@ -122,6 +122,7 @@ def adapter_config(
                        + '): choose a plain LoRA adapter')
     return config
 
+# %% ../../nbs/models/weights.ipynb #ad17a002b
 def put_adapter(
     model, # a transformers model, which is changed
     path, # folder of an adapter

@@ -130,6 +130,7 @@ def follow(
         if not fit or (g, xs) != (f, args): break
     return way, False, choice
 
+# %% ../../nbs/opening/imitate.ipynb #20ec2afcb
 def imitate(
     env, # an environment that can `save` and `restore`
     task:str, # task id

@@ -64,6 +64,7 @@ def _form(env, action, goal):
     f, args = env.form(action, goal)
     return f, tuple(map(env.kind, args))
 
+# %% ../../nbs/opening/search.ipynb #a0000002b
 class Whereabouts:
     "Where things were found when tasks were won"
     def __init__(self,
@@ -131,6 +132,7 @@ def _same(env, after):
     env.restore(moment)
     return same
 
+# %% ../../nbs/opening/search.ipynb #e6683474b
 def instead(
     env, # an environment
     traj, # a `Trajectory` that wins
@@ -188,6 +190,7 @@ def _search(env, traj, i, names, where, looks, rng):
     actions = [*before, *(b for w in way for b in w), *traj.actions[i:]]
     return play(env, traj.task, actions), len(actions) - len(traj) + i + 1
 
+# %% ../../nbs/opening/search.ipynb #57a9ef41b
 def add_search(
     env, # an environment that can `save`, `restore` and name its state by `key`
     traj, # a `Trajectory` that wins

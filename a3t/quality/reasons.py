@@ -175,6 +175,7 @@ async def _questions(lm, m, stranger, kinds, prompt):
                 lift=said[i] - alone[i],
                 template=template(m.reason, kinds))
 
+# %% ../../nbs/quality/reasons.ipynb #9abe9bca
 def diagnose(
     lm, # the `LanguageModel` that reads the reasons
     moments, # of `Moment`, with reasons

@@ -144,6 +144,7 @@ def _evaluated(trajectories):
         if t.won: won.add(t.task)
     return dict(n=n, tasks=tasks, won=won, entropy=_entropy(verbs))
 
+# %% ../../nbs/quality/stability.ipynb #1d1b1f4a
 def _compared(played, r):
     "What the evaluation of a round says, alone and beside each earlier round on the same tasks"
     now = played[r]
@@ -188,9 +189,13 @@ def stability_table(
 # %% ../../nbs/quality/stability.ipynb #4de15337
 ALPHA = .05   # a difference counts that chance alone makes less often
 Z90 = 1.645   # quantile of the normal distribution for a 90% interval: two one-sided tests at 5%
+
 MARGIN = .1   # success rates that surely differ by less count as equal
+
 HIGH = .95    # a success rate that leaves next to nothing to win
+
 NEW = .01     # newly solved training tasks, over all solved, that count as none
+
 PATIENCE = 2  # rounds without a change, until it is called saturated
 
 ADVICE = {'improving':'Go on: another round may help.',
@@ -213,6 +218,7 @@ def _p(a, b, rounds):
     if pairs := _pairs(a, b, rounds): return sign_test(*pairs)
     return fisher_test(a['successes'], a['n'], b['successes'], b['n'])
 
+# %% ../../nbs/quality/stability.ipynb #4de1533a
 def difference_interval(
     a:dict, # the record of a round
     b:dict, # the record of a later round on the same tasks
@@ -259,6 +265,7 @@ def _saturated(rounds, records):
     return (f"since round {start['round']} success changed by {low:+.1f} to {high:+.1f} points (90% interval), "
             f"it is at {100*last['successes']/last['n']:.0f}%, and {new} training tasks were solved for the first time")
 
+# %% ../../nbs/quality/stability.ipynb #a3judgea
 def judge(
     records:list, # from `stability_records`
 )->dict: # `verdict`, a key of `ADVICE`; `why`: the numbers behind it; `advice`: what to do

@@ -71,9 +71,11 @@ class StageError(Exception):
 
 SAID = {os.strerror(c):c for c in (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EMFILE,
                                    errno.ENFILE, errno.ENOMEM, errno.EIO)}
+
 SAID |= {"can't start new thread":errno.EAGAIN, 'PytorchStreamWriter failed':errno.EIO,
          'DefaultCPUAllocator':errno.ENOMEM,
          'failed to map segment from shared object':errno.ENOMEM} # of a library that is loaded
+
 NUMBER = re.compile(r"\[Errno (\d+)\] ([^:]*)(?:: '(.*)')?")
 
 def refusal(
@@ -89,6 +91,7 @@ def refusal(
     found = next((code for words,code in SAID.items() if words in text), None)
     return refused(OSError(found, os.strerror(found)), where, 'use') if found else None
 
+# %% ../../nbs/runs/executor.ipynb #b84a5bbcb
 def _failed(e, name, to):
     "What to raise for an exception of papermill: one line where the user can fix it"
     where = f'everything is in {to}'
@@ -254,6 +257,7 @@ def run_needed(
         unlock(path)
         if stage_state(run, *s) != 'done': run_stage(run, *s)
 
+# %% ../../nbs/runs/executor.ipynb #1f5fd8dab
 def run_all(
     run, # folder of the run
 ):

@@ -76,6 +76,7 @@ def _read_run(path):
                        f'the folder {path.parent}')
     return old
 
+# %% ../../nbs/runs/folders.ipynb #100b8cadb
 def _run_settings(preset, overrides, root):
     "The settings of a run, each right"
     S = check_settings(load_settings(preset, overrides, root/'settings.ini'))

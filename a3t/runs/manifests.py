@@ -72,6 +72,7 @@ def _module(name, file, stamp):
         if isinstance(n, DOCUMENTED): n.body = [s for s in n.body if not _is_prose(s)]
     return content_hash(ast.dump(tree))[:16], used, data
 
+# %% ../../nbs/runs/manifests.ipynb #codehash2b
 def notebook_imports(
     path, # a notebook
 )->set: # names of modules, such as 'a3t.train'

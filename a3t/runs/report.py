@@ -153,6 +153,7 @@ def _plot_types(fig, split, rows, baselines, types, lines):
     for ax,name in zip(axes, types): _plot_type(ax, name, rows, baselines)
     for ax in axes[len(types):]: ax.axis('off')
 
+# %% ../../nbs/runs/report.ipynb #8b4f0795b
 def plot_success(
     report:dict, # what `report_dict` made
     split:str, # one of the evaluated splits
@@ -329,6 +330,7 @@ def _trajectories(run, report):
     return [head, *(f"<details{'' if i else ' open'}><summary>{title(name, t)}</summary>{trajectory_html(t)}</details>"
                     for i,(name, t) in enumerate(trajs))]
 
+# %% ../../nbs/runs/report.ipynb #2b19f921b
 def report_html(
     run, # folder of the run
     report:dict, # what `report_dict` made

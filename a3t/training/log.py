@@ -34,6 +34,7 @@ def read_log(
 
 SAVE_EVERY = 180. # seconds between checkpoints within an epoch: what a kill loses at most, with a step and the writing
 
+# %% ../../nbs/training/log.ipynb #29e1f38a
 class StepLog(TrainerCallback):
     """Writes `train.jsonl`, asks for checkpoints and marks them complete, shows progress, and stops at gradients that
     are not finite"""

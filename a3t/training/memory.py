@@ -35,6 +35,7 @@ def weight_bytes(
     states = [getattr(p, 'quant_state', None) for p in model.parameters()]
     return sum(p.nbytes for p in model.parameters()) + sum(s.absmax.nbytes for s in states if s)
 
+# %% ../../nbs/training/memory.ipynb #95950ffa
 def predict_memory(
     model, # a PEFT model, `lean`, before gradient checkpointing is switched on
     tokens:int, # computed at the same time

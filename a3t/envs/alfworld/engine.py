@@ -82,6 +82,7 @@ def _answers(given, context):
                'variables':{**context['variables'],
                             **{ph.name:context['entity_infos'][v.name] for ph,v in found.items()}}}
 
+# %% ../../../nbs/envs/alfworld/engine.ipynb #0a283614b
 class MendedGrammar:
     "Says the same sentences as TextWorld's grammar"
     def derive(self, start, context={}): return ''.join(self._say(_symbols(start), context))
@@ -297,6 +298,7 @@ def _paragraphs(raw):
     goal = next((p for p in parts if p.startswith('Your task is to: ')), '')
     return '\n\n'.join(p for p in parts if p != goal), goal.removeprefix('Your task is to: ')
 
+# %% ../../../nbs/envs/alfworld/engine.ipynb #3eb6d069b
 class AlfWorld(TextEnv):
     "AlfWorld's games on TextWorld's engine"
     instruction = ('You are in a household. You act by one command at a time: go to R, open R, close R, take X from R, '

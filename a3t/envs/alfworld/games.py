@@ -48,6 +48,7 @@ def official_grammar(
 TYPES = {'pick_and_place_simple':'pick', 'pick_clean_then_place_in_recep':'clean',
          'pick_heat_then_place_in_recep':'heat',
          'pick_cool_then_place_in_recep':'cool', 'look_at_obj_in_light':'look', 'pick_two_obj_and_place':'two'}
+
 SPLITS = {'train':'train', 'seen':'valid_seen', 'unseen':'valid_unseen'}
 
 def task_type(
@@ -59,6 +60,7 @@ def task_type(
         raise A3TError(f"{task!r} has none of AlfWorld's six task types: a task id reads "
                        f"split/type-object-movable-receptacle-scene/trial") from None
 
+# %% ../../../nbs/envs/alfworld/games.ipynb #fef949e3b
 @dataclass(frozen=True)
 class Game:
     "Everything of one game"

@@ -77,6 +77,7 @@ def goal_pddl(
 # %% ../../../nbs/envs/alfworld/generator.ipynb #908118df
 # weights of 0, 1, 2, … objects of the task's type beyond those it needs
 EXTRAS = dict(two=(46, 32, 21))
+
 EXTRAS = {t:EXTRAS.get(t, (37, 29, 21, 13)) for t in ALL_TYPES}
 
 def draw_place(
@@ -112,6 +113,7 @@ def draw_contents(
             if len(res) < n: _put(rng, res, t, draw_place(rng, places(t), hidden))
     return res
 
+# %% ../../../nbs/envs/alfworld/generator.ipynb #908118dfb
 def _put(rng, contents, kind, r):
     "Add a thing of a type at a receptacle, with a name that is still free"
     x, y, z = map(float, r.id.split('|')[1:4])
@@ -308,6 +310,7 @@ def generate_games(
             res[game.task] = game
     return Games(f'generated from seed {seed}', res, lambda task, game: game)
 
+# %% ../../../nbs/envs/alfworld/generator.ipynb #94e83217b
 def _check(counts, rooms, unseen_rooms, receptacles, objects, types, hidden, shared):
     "Raise `A3TError` for arguments that allow no games"
     span = lambda v, least: not v or len(v) == 2 and least <= v[0] <= v[1] <= 99
@@ -405,6 +408,7 @@ def draw_game(
     ax.set_title(game.goal, fontsize=8)
     ax.autoscale_view(); ax.set_aspect('equal'); ax.set_xticks([]); ax.set_yticks([])
 
+# %% ../../../nbs/envs/alfworld/generator.ipynb #ed3acd48b
 def _box(x, z, opens):
     from matplotlib.patches import Rectangle
     return Rectangle((x-.3, z-.1), .6, .2, facecolor='#e8eef5', edgecolor='#567', hatch='//' if opens else None,

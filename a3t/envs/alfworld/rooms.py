@@ -164,6 +164,7 @@ def draw_furniture(
 # %% ../../../nbs/envs/alfworld/rooms.ipynb #419e6cbb
 # what may stand above or below another one …
 STACKED = {'Cabinet', 'Drawer', 'Shelf', 'StoveBurner', 'Toaster', 'CoffeeMachine'}
+
 HOSTS = STACKED | {'CounterTop', 'Desk', 'Dresser', 'SideTable'}                      # … and that other one
 
 def _wall_place(w, d, i, n):
@@ -191,6 +192,7 @@ def _spots(rng, types, shared):
             res.append((n, 0)); n += 1
     return res, n
 
+# %% ../../../nbs/envs/alfworld/rooms.ipynb #419e6cbbb
 def make_room(
     seed:int, # everything random in it
     kind:str, # of `KINDS`

@@ -33,6 +33,7 @@ def foods_of(
     m = re.match(r'prepare a meal with (.+?) and eat it\.', goal)
     return re.sub(r'(, | and )a ', ', ', m[1]).split(', ') if m else []
 
+# %% ../../../nbs/envs/cooking/index.ipynb #6cc1b443b
 class Cooking(TextEnv):
     "TextWorld's cooking games"
     instruction = ('You are in a house and prepare a meal. You act by one command at a time: go north, go south, go '

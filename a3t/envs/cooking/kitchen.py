@@ -115,6 +115,7 @@ def _all_settings(settings):
         raise A3TError(f"unknown settings of generated cooking games: {', '.join(bad)}; there are {', '.join(known)}")
     return {**known, **settings}
 
+# %% ../../../nbs/envs/cooking/kitchen.ipynb #fdae24ddb
 def games_path(
     folder, # where such files are kept
     settings:dict, # as `generate_games` takes them
@@ -136,6 +137,7 @@ def games_file(
 # %% ../../../nbs/envs/cooking/kitchen.ipynb #93f2e70a
 POSSESSION = 'inventory'
 
+# %% ../../../nbs/envs/cooking/kitchen.ipynb #93f2e70ab
 class Kitchen:
     "A cooking game that is being played"
     def __init__(self,
@@ -254,6 +256,7 @@ def _cook(self:Kitchen, f, how):
     self.lost |= f in self.recipe and how != self.recipe[f][0]
     return f'You {how} the {f}.'
 
+# %% ../../../nbs/envs/cooking/kitchen.ipynb #eba100acb
 @patch
 def _cut(self:Kitchen, f, how):
     self.foods[f] = self.foods[f] - {'uncut'} | {how}
@@ -322,6 +325,7 @@ def _examine(self:Kitchen, x):
     if x in self.game['closed'] and x not in self.open: return f'The {x} is closed.'
     return f"{'On' if kind in ('s', 'stove') else 'In'} the {x} you see {_some(map(self.named, self.content(x)))}."
 
+# %% ../../../nbs/envs/cooking/kitchen.ipynb #c7074e1eb
 @patch
 def goal(self:Kitchen)->str: # one sentence, or two
     "The task with its recipe"

@@ -31,6 +31,7 @@ class Block:
     clicked:bool=False      # has it been clicked already?
 
 BUTTON = re.compile(r'\[(clicked )?button\] (.*?) \[(?:clicked )?button_\]')
+
 KINDS = {'back to search':'nav', '< prev':'nav', 'next >':'nav', 'search':'search', 'buy now':'buy',
          'description':'tab', 'features':'tab', 'reviews':'tab', 'attributes':'tab'}
 
@@ -57,6 +58,7 @@ def page_blocks(
         next((b for b in blocks[last:] if b.kind == 'text'), Block('')).kind = 'title'
     return blocks
 
+# %% ../../../nbs/envs/webshop/browser.ipynb #88abd2d2b
 def _add_value(blocks, label, clicked):
     "Add a value to the option that the line before names"
     if not blocks or blocks[-1].kind not in ('text', 'option'): blocks.append(Block('option', ''))
@@ -166,6 +168,7 @@ class Episode:
     won:bool=False      # is the task solved?
     over:bool=False     # has it ended?
 
+# %% ../../../nbs/envs/webshop/browser.ipynb #ff4dfe2bb
 class Shop:
     "An environment, the episodes that are played in it, and recorded trajectories"
     def __init__(self,
@@ -309,6 +312,7 @@ class Recorded(Handler):
         all, first = self.shop.trajectories, self.number('first')
         self.render('replays', shown=list(enumerate(all))[first:first+50], total=len(all), first=first)
 
+# %% ../../../nbs/envs/webshop/browser.ipynb #75273c09b
 class Watch(Handler):
     "A recorded trajectory after some steps"
     def get(self, i, k):

@@ -96,6 +96,7 @@ def option_clicks(
                 res[name] = Clickable('option', v, option)
     return res
 
+# %% ../../../nbs/envs/webshop/env.ipynb #3bd0ccceb
 class Visit:
     "Where somebody is in the shop, and what the actions do"
     def _home(self):
@@ -182,6 +183,7 @@ def page_pieces(
 @lru_cache(16)
 def _goals(shop, instructions, split_by): return Goals(shop, instructions, split_by)
 
+# %% ../../../nbs/envs/webshop/env.ipynb #325b36e2b
 class WebShop(Visit, TextEnv):
     "WebShop's text environment"
     instruction = ('You are in a web shop and buy what you are asked for. You act by one command at a time: '
@@ -282,14 +284,17 @@ MINI_ITEMS = (
     dict(asin='MINI000004', name='Wash Bag for Travel', category='beauty', query='toiletry bags',
          product_category='Beauty › Bags › Toiletry Bags', pricing='$12.0 - $15.0',
          full_description='Holds what you need.', small_description=['Water resistant.'], customization_options=''))
+
 MINI_TAGS = {'MINI000001':dict(attributes=['machine washable', 'washed linen']),
              'MINI000002':dict(attributes=['machine washable']),
              'MINI000003':dict(attributes=['easy clean']), 'MINI000004':dict(attributes=['water resistant'])}
+
 MINI_ASKED = {'MINI000001':[dict(asin='MINI000001', instruction='i need a green linen tablecloth that is machine '
                                                                 'washable, 60x84 inches.', attributes=[
                                                                 'machine washable', 'washed linen'],
               options=['color: green', 'size: 60 x 84 inch'], instruction_attributes=['machine washable'],
               instruction_options=['green', '60 x 84 inch'])]}
+
 MINI_STEPS = (
     ('The task says green linen tablecloth that is machine washable, 60x84 inches, so I search for it.',
      'search[green linen tablecloth that is machine washable, 60x84 inches]'),
@@ -300,6 +305,7 @@ MINI_STEPS = (
     ('The task says 60x84 inches, and that is 60 x 84 inch.', 'click[60 x 84 inch]'),
     ('I have chosen what the task says, so I buy it.', 'click[buy now]'))
 
+# %% ../../../nbs/envs/webshop/env.ipynb #a3569ee5b
 class MiniShop:
     "The four products of the exemplar"
     def __init__(self):

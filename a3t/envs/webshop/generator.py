@@ -91,6 +91,7 @@ def draw_attributes(
 # %% ../../../nbs/envs/webshop/generator.ipynb #867ca93e
 SMALL = set('a an and as at by for from in into it most no not of off on one or our over the this to two under up with '
             'without your s must have'.split())
+
 ADJECTIVES = SMALL | set(PRAISE) | {a.split()[0] for t in TABLES.values() for line in t.strip().splitlines()
                                     for a in line.split('|')[4].split(', ')}
 
@@ -128,6 +129,7 @@ def _talk(rng, shelf):
                 B=lambda: brand(rng))
     return ' '.join(draw[w]() if w in draw else w for w in rng.choice(FORMS).split())
 
+# %% ../../../nbs/envs/webshop/generator.ipynb #867ca93eb
 def _capitals(text):
     "Title case that leaves small words and brands alone"
     return ' '.join(w.upper() if w.lower() in ACRONYMS else w if w in SMALL
@@ -204,6 +206,7 @@ def option_phrase(
                    'Fit Type':[('', f'in {v} fit'), ('', f'and the fit should be {v}')]})
     return rng.choice(ways[name])
 
+# %% ../../../nbs/envs/webshop/generator.ipynb #f79de263b
 def free_instruction(
     rng, # `random.Random`
     thing:str, # as in a table

@@ -50,6 +50,7 @@ def nth_combination(
         res[name] = options[name][i]
     return dict(sorted(res.items()))
 
+# %% ../../../nbs/envs/webshop/reward.ipynb #0038bb1cb
 def make_goal(
     product:Product, # the product
     kind:str, # 'human' or 'synthetic'

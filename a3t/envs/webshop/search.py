@@ -59,10 +59,13 @@ def words(
 # %% ../../../nbs/envs/webshop/search.ipynb #45164c69
 STOP_WORDS = frozenset('a an and are as at be but by for if in into is it no not of on or such that the their then '
                        'there these they this to was will with'.split())
+
 _STEP2 = [r.split('>') for r in ('ational>ate tional>tion enci>ence anci>ance izer>ize bli>ble alli>al entli>ent eli>e '
                                  'ousli>ous ization>ize ation>ate ator>ate '
     'alism>al iveness>ive fulness>ful ousness>ous aliti>al iviti>ive biliti>ble logi>log').split()]
+
 _STEP3 = [r.split('>') for r in 'icate>ic ative> alize>al iciti>ic ical>ic ful> ness>'.split()]
+
 _STEP4 = 'al ance ence er ic able ible ant ement ment ent sion tion ou ism ate iti ous ive ize'.split()
 
 def _kinds(word):
@@ -72,7 +75,9 @@ def _kinds(word):
     return res
 
 def _measure(word): return _kinds(word).count('vc')
+
 def _doubled(word): return len(word) > 1 and word[-1] == word[-2] and _kinds(word)[-1] == 'c'
+
 def _short(word): return _kinds(word)[-3:] == 'cvc' and word[-1] not in 'wxy'
 
 def _step1(w):
@@ -88,6 +93,7 @@ def _step1(w):
         elif _measure(w) == 1 and _short(w): w += 'e'
     return w[:-1] + 'i' if w.endswith('y') and 'v' in _kinds(w[:-1]) else w
 
+# %% ../../../nbs/envs/webshop/search.ipynb #45164c69b
 def stem(
     word:str, # in lower case
 )->str: # its stem

@@ -20,7 +20,9 @@ from .search import Index, build_folder, build_index
 # %% ../../../nbs/envs/webshop/shop.ipynb #7031d178
 KINDS = ('human', 'synthetic')
 VERSION = 2
+
 LONGEST_ID = 10 # characters; the original leaves longer ids of its catalogue out
+
 BUTTONS = ('back to search', '< prev', 'next >', 'description', 'features', 'reviews', 'buy now')
 
 def _entry(value): return value if isinstance(value, dict) else {}
@@ -48,6 +50,7 @@ def _check_id(asin, names, path):
     if why: raise A3TError(f'the product {asin!r} in {path} cannot be opened, because its id {why}: give it another id')
     return name
 
+# %% ../../../nbs/envs/webshop/shop.ipynb #7031d178b
 def _products(files, names):
     "The products of a catalogue, in its order, those that the original drops left out; fills typed id → id"
     table, original = _tables(files), None
@@ -84,6 +87,7 @@ def _given(files, ids):
                                f"remove the goal")
     return res
 
+# %% ../../../nbs/envs/webshop/shop.ipynb #7031d178c
 class _Writer:
     "Products to disk, one after another, while they go by"
     def __init__(self, folder):
@@ -216,6 +220,7 @@ def _by_product(asins):
         res[a] = 'test' if i < n['test'] else 'valid' if i < n['test'] + n['valid'] else 'train'
     return res
 
+# %% ../../../nbs/envs/webshop/shop.ipynb #c80ef89eb
 class Goals:
     "The instructions of one kind: task id → `Goal`"
     def __init__(self,

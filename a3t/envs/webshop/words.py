@@ -27,6 +27,7 @@ Shave & Grooming/Shaving | 22 | style color | safety razor, beard trimmer, nose 
 Foot, Hand & Nail/Nails | 13 | color pack | gel polish, press on nails+, nail file, cuticle oil*, nail lamp | chip resistant, quick curing, double sided, salon grade | glitter flakes, timer function, glass grit, almond shape | nail art, brittle nails, home manicure, acrylic nails
 Travel & Mirrors/Bags & Mirrors | 24 | color style | makeup bag, vanity mirror, toiletry bag, travel bottle, cosmetic organizer | easy carry, water repellent, hanging design, travel size | led lights, mesh pockets, magnetic base, brush holder | small items, desk use, business trips, shared bathrooms
 '''
+
 ELECTRONICS = '''
 Audio/Headphones | 32 | color style | wireless earbuds+, gaming headset, sleep headphones+, kids headphones+, sports earphones+ | noise cancelling, sweat proof, volume limited, over ear | charging case, boom microphone, foam tips, deep bass | long calls, school lessons, side sleepers, morning runs
 Audio/Speakers | 58 | color style | bluetooth speaker, shower speaker, soundbar, bookshelf speaker, karaoke machine | water resistant, stereo sound, wall mountable, loud sounding | carry strap, suction cup, optical input, light show | pool parties, small rooms, movie nights, vinyl records
@@ -41,6 +42,8 @@ Power/Batteries & Plugs | 21 | pack color | rechargeable battery, battery charge
 Wearables/Watches & Bands | 27 | color cloth | fitness tracker, watch band, smart watch, kids watch, heart monitor | swim proof, hypo allergenic, always on, quick connect | steel clasp, sleep tracking, gps chip, silicone strap | small wrists, step counting, team sports, heart health
 Video/Projection | 150 | style inches | mini projector, projector screen, media player, video capture card, projector mount | ceiling ready, plug ready, native hd, lamp free | keystone correction, carry bag, zoom lens, black backing | back yards, class rooms, live streaming, home cinema
 '''
+
+# %% ../../../nbs/envs/webshop/words.ipynb #71e24c8bb
 GARDEN = '''
 Furniture/Living Room | 210 | color style | coffee table, accent chair, futon sofa, tv stand, storage ottoman | easy assemble, mid century, space saving, solid wood | metal legs, tufted back, hidden storage, lift top | living room, small apartments, reading corners, guest rooms
 Furniture/Bedroom | 230 | color style | platform bed, night stand, chest of drawers, vanity desk, bed bench | noise free, heavy duty, fully assembled, box spring | wood slats, soft close, padded headboard, charging station | master bedroom, kids rooms, loft spaces, tight corners
@@ -54,6 +57,7 @@ Lighting/Lamps | 55 | color style | table lamp, floor lamp, pendant light, strin
 Storage/Boxes & Racks | 33 | color pack | shoe rack, storage basket, laundry hamper, garment rack, closet organizer | fold able, rust proof, multi purpose, free standing | handle straps, lid included, rolling wheels, bamboo shelves | under beds, toy storage, small closets, wet towels
 Kitchen/Cook & Serve | 35 | color style | cutting board, dinner plate set, coffee mug, storage jar, serving tray | dishwasher safe, microwave safe, lead free, food grade | juice groove, silicone lid, gold rim, acacia wood | meal prep, dinner parties, small kitchens, warm bread
 '''
+
 FASHION = '''
 Women/Dresses | 29 | color cloth | women's wrap dress, women's maxi dress, women's cocktail dress, women's shirt dress, women's sun dress | hand wash, knee length, back less, high waist | long sleeve, side slit, tie belt, ruffle hem | wedding guests, beach days, summer evenings, office parties
 Women/Tops | 21 | color cloth | women's tunic top, women's tank top, women's blouse, women's crop top, women's knit sweater | loose fit, off shoulder, button front, ribbed knit | short sleeve, lace trim, v neck, bell sleeves | every day, casual fridays, layered looks, autumn walks
@@ -66,6 +70,7 @@ Men/Trousers | 32 | color cloth fit | men's cargo pants+, men's chino pants+, me
 Men/Shoes | 46 | color shoe | men's running shoes+, men's loafers+, men's work boots+, men's canvas sneakers+, men's slide sandals+ | steel toe, slip resistant, arch supporting, hand sewn | rubber outsole, mesh upper, memory insole, leather lining | trail runs, long shifts, boat decks, flat feet
 Men/Coats & Suits | 65 | color cloth | men's bomber jacket, men's hoodie, men's suit vest, men's parka, men's blazer | water repellent, single breasted, fleece lined, slim cut | storm cuffs, kangaroo pocket, notch lapel, inner pockets | formal events, winter hikes, school dances, cool mornings
 '''
+
 GROCERY = '''
 Snacks/Chips & Bars | 22 | flavor weight | protein bar, tortilla chips+, rice crackers+, granola bar, kettle popcorn* | gluten free, low sugar, high protein, non gmo | sea salt, dark chocolate, chia seeds, peanut butter | lunch boxes, trail snacks, keto diets, film nights
 Snacks/Nuts & Fruit | 24 | flavor weight | roasted almonds+, dried mango*, trail mix*, freeze dried berries+, cashew halves+ | sugar free, raw organic, individually wrapped, dry roasted | honey coat, maple glaze, lime juice, chili spice | party bowls, school snacks, cereal toppings, road trips
@@ -79,13 +84,16 @@ Sweets/Candy & Baking | 21 | flavor weight | gummy candy*, chocolate truffles+, 
 # %% ../../../nbs/envs/webshop/words.ipynb #c3a864a1
 ROOTS = dict(beauty='Beauty & Personal Care', electronics='Electronics', garden='Home & Kitchen',
              fashion='Clothing, Shoes & Jewelry', grocery='Grocery & Gourmet Food')
+
 TABLES = dict(beauty=BEAUTY, electronics=ELECTRONICS, garden=GARDEN, fashion=FASHION, grocery=GROCERY)
+
 COMMON = dict( # category → attributes that anything in it may have
     beauty='easy use, high quality, eco friendly, easy clean, clinically tested',
     electronics='easy install, high performance, light weight, easy carry, energy efficient',
     garden='easy clean, eco friendly, easy install, high density, assembly required',
     fashion='machine wash, day comfort, hand wash, high quality, imported fabric',
     grocery='gluten free, non gmo, artificial colors, perfect gift, resealable bag')
+
 TALK = dict( # category → words that sellers string together in titles
     beauty='women men salon bathroom gift spa routine teens adults barber selfcare stylist vacation wash beauty makeup '
            'glow dermis studio mother bride wellness ritual gym holiday starter refill pouch tool product formula '
@@ -102,7 +110,10 @@ TALK = dict( # category → words that sellers string together in titles
     grocery='family pantry bulk value kids adults gourmet treat healthy kitchen vegan recipe holiday tin farm harvest '
             'sampler box breakfast lunch snack fridge picnic keto grandma bakery crunchy flavor bag jar pouch delight '
             'chef market')
+
 TALK = {k:v.split() for k,v in TALK.items()}
+
+# %% ../../../nbs/envs/webshop/words.ipynb #c3a864a1b
 MOTIFS = ('alpine amber anchor antler apricot arch arrow autumn bamboo bear bee birch bird bloom bridge butterfly '
           'cactus candle canyon captain castle cat cherry clay clover cloud '
           'comet compass copper crane creek crown crystal daisy dawn deer delta desert dolphin dragon dream dune eagle '
@@ -115,12 +126,18 @@ MOTIFS = ('alpine amber anchor antler apricot arch arrow autumn bamboo bear bee 
           'sapphire shell shore sierra sky snow spark star stone storm summit sun '
           'sunset swan temple thistle thunder tiger topaz tropic tulip turtle unicorn valley vine violin volcano '
           'walnut waterfall wave whale willow wind wolf zebra zephyr').split()
+
 DESIGNS = 'design pattern print look theme edition series collection shape finish motif touch line range art charm mood style trim drawing'.split()
+
 # T: of `TALK`, M: of `MOTIFS`, D: of `DESIGNS`, B: a brand
 FORMS = 'for T and T; for T; M D; with M D; M and M D; T T; T M D; with B D; M T'.split('; ')
+
 ACRONYMS = set('usb tv hdmi led gps rgb hd pc bpa msg gmo lcd ph diy'.split())
+
 PRAISE = 'premium classic modern upgraded professional large small compact deluxe elegant simple fresh new original genuine improved cozy fancy portable stylish trusted'.split()
+
 SYLLABLES = 'ba bel bri cal cor da del dor el fen fi gal gri hal in jo kel ko lan lor lu mar mel mi mon na nor o pel qui ra rin sa sel sol ta tor u val ven vi wen yo zan zel'.split()
+
 ENDINGS = ', co,ia,ix,ly,on,ora,us,wood,ville, Home, Studio,tek,mont'.split(',')
 
 # %% ../../../nbs/envs/webshop/words.ipynb #398b29f2
