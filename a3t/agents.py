@@ -52,7 +52,7 @@ class ReAct:
     async def __call__(self,
         traj:Trajectory, # the episode so far
         info:dict, # the environment's `info`; not used
-        seed:int=0, # dice of this step
+        seed:int=0, # random seed for this step
     )->tuple: # (reason, action); the action is a `Cut` where `max_tokens` cut the answer
         "The next reason and action"
         prompt, shared = ([s.text for s in segments(t, self.instruction, self.exemplar)] for t in (traj, NOTHING))
@@ -100,7 +100,7 @@ async def ask_policy(
     policy, # function or coroutine function of (trajectory, info, seed) that returns (reason, action), two strings
     traj:Trajectory, # the episode so far
     info:dict, # the environment's `info`
-    seed:int, # dice of this step
+    seed:int, # random seed for this step
 )->tuple: # (reason, action); a `Cut` where a limit cut it
     "What a policy does next, whatever kind of function it is"
     _check_takes('a policy', policy, 'trajectory, info, seed')
@@ -114,7 +114,7 @@ async def ask_actre(
     actre, # function or coroutine function of (trajectory, action, seed) that returns a reason, a string
     traj:Trajectory, # the episode so far
     action:str, # any action
-    seed:int, # dice of this reason
+    seed:int, # random seed for this reason
 )->str: # a `Cut` where a limit cut it
     "The reason for an action, whatever kind of function gives it"
     _check_takes('ActRe', actre, 'trajectory, action, seed')
@@ -196,7 +196,7 @@ class ActRe:
     async def __call__(self,
         traj:Trajectory, # the episode so far
         action:str, # any action
-        seed:int=0, # dice of this reason
+        seed:int=0, # random seed for this reason
     )->str: # the reason; a `Cut` where `max_tokens` cut it
         "The reason for an action"
         args = dict(stop=(']\n', '\n'), max_tokens=self.max_tokens, temperature=self.temperature, seed=seed)

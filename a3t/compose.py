@@ -84,7 +84,7 @@ def compose_all(
 async def annotate(
     traj:Trajectory, # with or without reasons
     actre, # see `ask_actre`
-    seed:int=0, # dice of the reasons
+    seed:int=0, # random seed for the reasons
 )->Trajectory: # the same with a reason by ActRe for every sampled step; lost and cut short where the context is full
     "Let ActRe write the reasons of all sampled steps, in order: each sees the ones before"
     done = replace(traj, steps=())

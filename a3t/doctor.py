@@ -46,17 +46,17 @@ def check_packages(
 def check_kernel()->list: # of `Check`
     "The Jupyter kernel in which stages run"
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-    mend = f'{Path(sys.executable).name} -m ipykernel install --sys-prefix --name python3'
+    fix = f'{Path(sys.executable).name} -m ipykernel install --sys-prefix --name python3'
     try:
         with warnings.catch_warnings():
             # of IPython, about a home folder that cannot be written: nothing of it is needed
             warnings.simplefilter('ignore')
             argv = KernelSpecManager().get_kernel_spec('python3').argv
-    except NoSuchKernel: return [Check('Jupyter kernel', False, 'there is no kernel python3', mend)]
+    except NoSuchKernel: return [Check('Jupyter kernel', False, 'there is no kernel python3', fix)]
     theirs = shutil.which(argv[0]) or argv[0]
     same = argv[0] in ('python', 'python3') or Path(theirs).parent.resolve() == Path(sys.executable).parent.resolve()
     return [Check('Jupyter kernel', same, 'python3 is this Python' if same else f'python3 is another Python: {theirs}',
-                  mend)]
+                  fix)]
 
 # %% ../nbs/doctor.ipynb #af1db8d5
 def is_whole(
@@ -85,9 +85,9 @@ def check_weights(
         files = sorted(folder.glob('*.safetensors'))
         wrong = [f.name for f in files if not is_whole(f)] + [n for n in ('config.json', 'tokenizer.json')
                                                               if not (folder/n).exists()]
-        mend = f'rm -r {folder}: it is made anew' if embedded else f'get the files in {folder} anew'
+        fix = f'rm -r {folder}: it is made anew' if embedded else f'get the files in {folder} anew'
         if not files or wrong:
-            return [Check(what, False, f"cut short or missing: {', '.join(wrong) or 'all weights'}", mend)]
+            return [Check(what, False, f"cut short or missing: {', '.join(wrong) or 'all weights'}", fix)]
         return [Check(what, True, f'{sum(f.stat().st_size for f in files)/1e6:,.1f} MB in {folder.name}')]
     if name == 'tiny': return [Check(what, True, 'are made at the first use')]
     if embedded:
@@ -179,7 +179,7 @@ def diagnose(
     for part in parts + [lambda s: check_bitsandbytes(s['device'] or None)]*(settings['quantize'] == 'nf4'):
         try: res += part(settings)
         except ImportError as e: res.append(Check(f'import of {e.name}', False, str(e), 'make setup'))
-        except A3TError as e: res.append(Check('settings', False, str(e), 'mend settings.ini or the --set'))
+        except A3TError as e: res.append(Check('settings', False, str(e), 'fix settings.ini or the --set'))
     return res
 
 # %% ../nbs/doctor.ipynb #209b7762
@@ -189,7 +189,7 @@ def doctor_words(
     "Checks to read: a line for each, and a command under each fault"
     wide = max(len(c.what) for c in checks)
     rows = [f"{'ok ' if c.ok else 'BAD'}  {c.what:{wide}}  {c.found}" + ('' if c.ok else f"\n     {'':{wide}}  → "
-                                                                                         f"{c.mend}") for c in checks]
+                                                                                         f"{c.fix}") for c in checks]
     bad = sum(not c.ok for c in checks)
     return '\n'.join([*rows, '', f"{bad} of {len(checks)} checks found a fault" if bad
                       else f'all {len(checks)} checks are well'])

@@ -177,7 +177,7 @@ _COUNTS = dict(seed=whole(), train=whole(), seen=whole(), unseen=whole())
 def _environments():
     "Environment → key → `Allowed`, where it differs from `ALLOWED`"
     shop = dict(instructions=one_of('human', 'synthetic'), pages=one_of('text', 'text_rich', 'short'),
-                split_by=one_of('product', 'index'), rewards=one_of('original', 'mended'))
+                split_by=one_of('product', 'index'), rewards=one_of('original', 'fixed'))
     ignored = shop | {k:one_of('textworld', 'sim', '') for k in ('engine', 'explore_engine')}
     engines = shop | {k:one_of('textworld', 'sim') for k in ('engine', 'explore_engine')}
     games = dict(games=games_or_path('official', 'generated'))

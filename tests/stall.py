@@ -20,8 +20,8 @@ class Stall(TextEnv):
         self.page, self.asin, self.chosen, self.n, self.query, self.reward = 'search', '', (), 0, '', 0.
         return self._text(), self._info(True)
     def save(self): return self.task, self.page, self.asin, self.chosen, self.n, self.query, self.reward
-    def restore(self, moment):
-        self.task, self.page, self.asin, self.chosen, self.n, self.query, self.reward = moment
+    def restore(self, snapshot):
+        self.task, self.page, self.asin, self.chosen, self.n, self.query, self.reward = snapshot
         return self._info(True)
     def key(self): return self.task, self.page, self.asin, self.chosen, self.query, self.reward
     @property

@@ -148,7 +148,7 @@ def test_a_training_that_is_stopped_leaves_its_alarm(fake, tmp_path, capsys, mon
     assert '<h2>Alarms</h2>' in (page := (run/'report.html').read_text()) and 'a gradient is not finite' in page
     print_results(run)
     assert 'warning: round 0 · train: a gradient is not finite' in capsys.readouterr().out
-    monkeypatch.setenv('A3T_NOTEBOOKS', str(fakes(tmp_path/'mended')))
+    monkeypatch.setenv('A3T_NOTEBOOKS', str(fakes(tmp_path/'fixed')))
     run_stage(run, 'train')
     assert write_report(run)['alarms'] == [] and not (stage_folder(run, 'train')/'train.alarms.json').exists()
 

@@ -1,4 +1,4 @@
-"""AlfWorld: games from three sources, panels, and the mended engine beside the stock one"""
+"""AlfWorld: games from three sources, panels, and the fast engine beside the stock one"""
 import json, lzma, os, random, subprocess, sys, threading
 from dataclasses import replace
 from pathlib import Path
@@ -262,11 +262,11 @@ def test_misuse_is_named():
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason='the stock engine fails on Python 3.13')
-def test_mended_engine_says_what_stock_says():
+def test_fast_engine_says_what_stock_says():
     walk = list(mini_games()[TASK].walkthrough)
     for some in (mini_games(), Games('old', {TASK:old_dialect(mini_games()[TASK])}, lambda t, g: g)):
-        stock, mended = (AlfWorld(some, 1000, mend=m) for m in (False, True))
-        assert said(stock, TASK, COMMANDS+walk) == said(mended, TASK, COMMANDS+walk)
+        stock, fast = (AlfWorld(some, 1000, fast=m) for m in (False, True))
+        assert said(stock, TASK, COMMANDS+walk) == said(fast, TASK, COMMANDS+walk)
 
 
 def test_many_environments_do_not_disturb_each_other():
@@ -393,7 +393,7 @@ def bad(games): return {c.what.removeprefix('AlfWorld games: '):c.found for c in
 
 
 def test_whole_data_has_no_fault(pack):
-    assert not bad(pack) and not bad(mini_games()) and all(c.mend for c in check_data(pack)[:-1])
+    assert not bad(pack) and not bad(mini_games()) and all(c.fix for c in check_data(pack)[:-1])
 
 
 def test_faults_of_files_are_found(pack, tmp_path):
@@ -437,11 +437,11 @@ def test_published_games_unpack_to_the_official_files(real, tmp_path):
 @needs_games
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason='the stock engine fails on Python 3.13')
 def test_published_games_sound_like_stock(real):
-    stock, mended = AlfWorld(real, 1000, mend=False), AlfWorld(real, 1000)
+    stock, fast = AlfWorld(real, 1000, fast=False), AlfWorld(real, 1000)
     for kind in ('clean', 'look'):
         task = real.tasks('unseen', [kind])[0]
         commands = COMMANDS + list(real[task].walkthrough)
-        assert said(stock, task, commands) == said(mended, task, commands)
+        assert said(stock, task, commands) == said(fast, task, commands)
 
 
 @needs_games

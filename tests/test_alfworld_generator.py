@@ -95,7 +95,7 @@ def test_the_engine_plays_every_type(settings, n):
 
 def test_the_stock_engine_plays_them():
     games = generate_games(12, train=3, seen=0, unseen=0)
-    env = AlfWorld(games, mend=False)
+    env = AlfWorld(games, fast=False)
     assert all(play(env, t, games[t].walkthrough).won for t in games.tasks('train'))
 
 def test_splits(made):

@@ -76,7 +76,7 @@ def test_strange_houses_are_told_alike():
     no_difference(parity(strange_games(range(12)), episodes=2, steps=40))
 
 def test_the_stock_engine_agrees_too():
-    no_difference(parity(strange_games([4]), episodes=1, steps=20, mend=False))
+    no_difference(parity(strange_games([4]), episodes=1, steps=20, fast=False))
 
 def real_games():
     "Published games where they are there"
@@ -146,25 +146,25 @@ def test_finished_games_are_held_against_the_simulator_of_today(tmp_path, monkey
     assert read_json(file) == first and first['splits'] == dict(train=1, seen=1, unseen=1) and (first['stock']['games'],
         first['stock']['differences']) == (1, 0)
     task = list(games)[0]
-    assert first['mended']['digests'].split()[0] == transcript(AlfSim(games, 5), task, episodes=1, steps=5)[:8]
+    assert first['fast']['digests'].split()[0] == transcript(AlfSim(games, 5), task, episodes=1, steps=5)[:8]
     monkeypatch.setattr(Simulator, '_inventory', lambda self, *_: 'You carry nothing.')
     monkeypatch.setattr('a3t.envs.alfworld.simulator._ALONE',
                         dict(look=Simulator._look, inventory=Simulator._inventory, help=Simulator._help))
     changed = parity_report(games, file, episodes=1, steps=5, progress=False)
-    assert changed['mended']['differences'] >= 3 and 'You carry nothing.' in parity_words(changed)
+    assert changed['fast']['differences'] >= 3 and 'You carry nothing.' in parity_words(changed)
     monkeypatch.undo()
     assert parity_report(games, file, episodes=1, steps=5,
-                         progress=False)['mended'] | dict(seconds=0) == first['mended'] | dict(seconds=0)
+                         progress=False)['fast'] | dict(seconds=0) == first['fast'] | dict(seconds=0)
 
 def report(name): return read_json(Path(__file__).parent.parent/'data'/'results'/f'parity-{name}.json')
 
 def test_reports_are_without_differences():
     for name, least in (('published', 3760), ('generated', 300)):
         r = report(name)
-        assert (r['mended']['games'] == len(r['mended']['digests'].split()) >= least and r['stock']['games'] >= 10
+        assert (r['fast']['games'] == len(r['fast']['digests'].split()) >= least and r['stock']['games'] >= 10
                 and (r['episodes'], r['steps']) == (2, 50))
-        assert (r['mended']['differences'] == r['stock']['differences'] == 0
-                and r['mended']['invalid'] > r['mended']['steps']/10)
+        assert (r['fast']['differences'] == r['stock']['differences'] == 0
+                and r['fast']['invalid'] > r['fast']['steps']/10)
 
 def test_200_published_games_sound_as_the_engine_did_then():
     games = real_games()
@@ -172,7 +172,7 @@ def test_200_published_games_sound_as_the_engine_did_then():
 
 def test_a_recheck_notices(monkeypatch):
     games = mini_games()
-    r = dict(steps=20, episodes=1, mended=parity(games, episodes=1, steps=20))
+    r = dict(steps=20, episodes=1, fast=parity(games, episodes=1, steps=20))
     assert not recheck(r, games)
     with pytest.raises(A3TError, match='here are 1'):
         recheck(r, Games('one', {list(games)[0]:0}, lambda t, _: games[t]))
@@ -216,12 +216,12 @@ def test_dialects_spaces_and_case():
     env, (task, *_) = AlfSim(mini_games()), mini_games().tasks('train')
     env.reset(options={'task':task})
     for c in ('go to cabinet 1', ' open cabinet 1\n', 'take mug 1 from cabinet 1'): assert env.step(c)[-1]['valid']
-    moment = env.save()
+    snapshot = env.save()
     for c, valid in (('put mug 1 in/on cabinet 1', True), ('put mug 1 on cabinet 1', True),
                      ('move mug 1 to cabinet 1', True), ('Move mug 1 to cabinet 1', False),
                      ('move mug 1  to cabinet 1', False), ('move mug to cabinet 1', False), ('go to cabinet 1', False),
                      ('help', True)):
-        env.restore(moment)
+        env.restore(snapshot)
         assert env.step(c)[-1]['valid'] == valid, c
 
 def test_step_before_reset_and_unknown_task():
@@ -237,12 +237,12 @@ def test_episode_ends_at_the_step_limit():
 def test_moments_go_from_one_environment_to_another():
     games = strange_games(range(3))
     a, b, tasks = AlfSim(games), AlfSim(games), list(games)
-    moments = []
+    snapshots = []
     for t in tasks:
         _, info = a.reset(options={'task':t})
         for i in range(10): *_, info = a.step(info['admissible_actions'][i % len(info['admissible_actions'])])
-        moments.append((a.save(), a.key(), info, a.step('look')))
-    for m, key, info, looked in moments[::-1]:
+        snapshots.append((a.save(), a.key(), info, a.step('look')))
+    for m, key, info, looked in snapshots[::-1]:
         assert hash(m) and b.restore(m) == {**info,
                                             'valid':True} and b.key() == key and b.save() == m and b.step(
                                             'look') == looked

@@ -156,7 +156,7 @@ def test_an_answer_without_choices(res):
         with pytest.raises(A3TError, match='no choices'): complete(model(toy, attempts=2))
 
 @pytest.mark.parametrize('status,says',
-                         [(400, 'mend the request'), (401, 'A3T_API_KEY'), (402, 'money'),
+                         [(400, 'change the request'), (401, 'A3T_API_KEY'), (402, 'money'),
                           (404, r'ask for a model that it has \(toy\)'), (302, '302')])
 def test_what_is_final(status, says):
     with ToyServer(lambda b: MOVE, [(status, {'Location':'http://127.0.0.1:9/elsewhere'})]*3) as toy:

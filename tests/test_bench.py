@@ -18,13 +18,13 @@ def test_tasks_and_commands_are_the_same_each_time(games):
                                                       40) and tuple(said[:3]) == games[tasks[0]].walkthrough[:3]
 
 def test_engines_that_differ_are_not_timed(games, monkeypatch):
-    rows = bench_engines(games, bench_tasks(games)[:1], 5, ('mended', 'simulator'))
+    rows = bench_engines(games, bench_tasks(games)[:1], 5, ('fast', 'simulator'))
     assert all(r['load'] > 0 and r['step'] > 0 and len(r['step_ms']) == 1 for r in rows.values())
     class Wrong(AlfSim):
         def step(self, action): return ('Nothing.', *super().step(action)[1:])
     monkeypatch.setitem(ENGINES, 'simulator', Wrong)
     with pytest.raises(AssertionError, match='differ'):
-        bench_engines(games, bench_tasks(games)[:1], 5, ('mended', 'simulator'))
+        bench_engines(games, bench_tasks(games)[:1], 5, ('fast', 'simulator'))
 
 def test_crowds(games, tmp_path):
     assert all(r > 0 for r in crowd_rate(games, 20, 3)) and 0 < sending_share(games, 20) < 10
@@ -35,4 +35,4 @@ def test_crowds(games, tmp_path):
 def test_targets(games):
     rows = bench_engines(games, bench_tasks(games)[:3], 20)
     times = lambda engine, what: rows['stock'][what]/rows[engine][what]
-    assert times('simulator', 'step') >= 1000 and times('simulator', 'load') >= 300 and times('mended', 'step') >= 15
+    assert times('simulator', 'step') >= 1000 and times('simulator', 'load') >= 300 and times('fast', 'step') >= 15

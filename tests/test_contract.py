@@ -83,8 +83,8 @@ class Leaky(ToyHouse):
             res.house, res.where = self.house, dict(self.where)
             return res
     def save(self): return self.n, Leaky.Moment(self)
-    def restore(self, moment):
-        self.n, m = moment
+    def restore(self, snapshot):
+        self.n, m = snapshot
         (self.thing, self.goal_place, self.at, self.holds), self.where = m.house, m.where
         return self._info(True)
 
@@ -96,8 +96,8 @@ class Frozen(ToyHouse):
         return *got[:3], self.n >= self.limit, got[4]
 
 class Gone(ToyHouse):
-    "It restores moments of its own task only"
-    def restore(self, moment): return super().restore((moment[0], self.thing, self.goal_place, *moment[3:]))
+    "It restores snapshots of its own task only"
+    def restore(self, snapshot): return super().restore((snapshot[0], self.thing, self.goal_place, *snapshot[3:]))
 
 def jump(house, action, got):
     "Bad actions are not counted"
@@ -186,16 +186,16 @@ BROKEN = [
     (with_parts(save=lambda self: list(ToyHouse.save(self))), 'save gives list with parts that cannot be hashed'),
     (with_parts(save=lambda self: (*ToyHouse.save(self), dice.random())), 'save must give the same value'),
     (with_parts(restore=lambda self, m: ToyHouse.restore(self, (0, *m[1:]))),
-     'restore does not bring the whole moment back'),
+     'restore does not bring the whole snapshot back'),
     (with_parts(restore=lambda self, m: self._info(True)),
-     'restore (must return the info of its moment|does not bring)'),
+     'restore (must return the info of its snapshot|does not bring)'),
     (with_parts(restore=lambda self, m: ToyHouse.restore(self, m) and None), 'restore must return info as a dict'),
     (with_parts(save=lambda self: ToyHouse.save(self)[:5],
                 restore=lambda self, m: ToyHouse.restore(self, (*m, *self.where.values()))),
                 'restore does not bring|save must give'),
     (with_parts(save=saved, key=saved), 'key changes where an invalid action does nothing'),
     (with_parts(save=saved, key=lambda self: ()), 'key is the same for two states'),
-    (Leaky, 'a moment from save changes'),
+    (Leaky, 'a snapshot from save changes'),
     (Gone, 'from another task'),
     (Frozen, 'max_steps must be read at every step'),
 ]

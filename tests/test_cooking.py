@@ -1,4 +1,4 @@
-"""Cooking games: made by TextWorld, played as its logic plays them; splits, losses, moments, names, files"""
+"""Cooking games: made by TextWorld, played as its logic plays them; splits, losses, snapshots, names, files"""
 from dataclasses import replace
 import pytest
 from a3t.agents import Wording
@@ -82,15 +82,15 @@ def test_moments(env):
     way = env.games[task]['walkthrough']
     env.reset(options={'task':task})
     for a in way[:4]: env.step(a)
-    moment, key = env.save(), env.key()
+    snapshot, key = env.save(), env.key()
     end = [env.step(a)[:2] for a in way[4:]]
-    hash(moment), hash(key)
+    hash(snapshot), hash(key)
     env.reset(options={'task':of_level(env, 'take')})
-    info = env.restore(moment)
+    info = env.restore(snapshot)
     assert env.key() == key and set(info['admissible_actions']) >= {way[4]}
     env.step('look')
-    assert env.key() == key and env.save() != moment # the number of steps does not count as a state
-    env.restore(moment)
+    assert env.key() == key and env.save() != snapshot # the number of steps does not count as a state
+    env.restore(snapshot)
     assert [env.step(a)[:2] for a in way[4:]] == end and env.kitchen.won
 
 def test_names(env):
@@ -149,5 +149,5 @@ def test_doctor(tmp_path, monkeypatch):
     file = next((tmp_path/'games').glob('cooking-*.json'))
     file.write_text(file.read_text()[:100])
     bad = check_data(generator=one)[-1]
-    assert not bad.ok and bad.mend == f'rm {file}'
+    assert not bad.ok and bad.fix == f'rm {file}'
     assert not check_data(generator=dict(rooms=3))[-1].ok

@@ -102,11 +102,11 @@ def test_packages():
     bad = [c for c in check_packages(['numpy<1', 'there-is-no-such-package', 'gymnasium; python_version < "3"'])
            if not c.ok]
     assert [c.what for c in bad] == ['package numpy',
-                                     'package there-is-no-such-package'] and bad[0].mend == "pip install 'numpy<1'"
+                                     'package there-is-no-such-package'] and bad[0].fix == "pip install 'numpy<1'"
 
 def test_every_preset_can_be_asked(place):
     for preset in ('smoke', 'cpu-alfworld', 'paper-alfworld'):
-        assert all(c.mend for c in diagnose(load_settings(preset, path=ROOT/'settings.ini')) if not c.ok)
+        assert all(c.fix for c in diagnose(load_settings(preset, path=ROOT/'settings.ini')) if not c.ok)
 
 def test_the_command_tells_by_its_exit_status(project):
     assert project.a3t('doctor', 'smoke').returncode == 0

@@ -2,7 +2,7 @@
 from dataclasses import replace
 import pytest
 from a3t.core import Step, Trajectory
-from a3t.quality.reasons import command_logprobs, diagnose, diagnosis_table, examples_html, explained, kinds_of_things, moments, near_duplicates, rank_of, seen_so_far, strangers, template, unseen_names
+from a3t.quality.reasons import command_logprobs, diagnose, diagnosis_table, examples_html, explained, kinds_of_things, snapshots, near_duplicates, rank_of, seen_so_far, strangers, template, unseen_names
 from a3t.envs.base import ToyHouse
 from a3t.opening.search import first_successes
 from a3t.models.scripted import ScriptedModel
@@ -18,11 +18,11 @@ async def elsewhere(traj, action, seed=0): return 'I want to look around.'
 async def liar(traj, action, seed=0): return f'I want to {action}, the dragon 7 is there.'
 
 def rows(actre, n=12):
-    return diagnose(reader, explained(moments(house, won, n), actre), kinds | {'dragon'}, 'toy house')
+    return diagnose(reader, explained(snapshots(house, won, n), actre), kinds | {'dragon'}, 'toy house')
 
 def test_kinds_of_actions():
-    ms = moments(house, won, 12)
-    assert {m.kind for m in ms} == {'sensible', 'random', 'absurd'} and ms == moments(house, won, 12)
+    ms = snapshots(house, won, 12)
+    assert {m.kind for m in ms} == {'sensible', 'random', 'absurd'} and ms == snapshots(house, won, 12)
     for m in ms:
         assert (m.action in m.commands) == (m.kind != 'absurd')
         assert m.action in m.later or m.kind != 'sensible'
@@ -54,11 +54,11 @@ def test_ranks(scores, rank): assert rank_of(0, scores) == rank
 
 def test_probabilities_sum_to_one():
     import math
-    m = moments(house, won, 1)[0]
+    m = snapshots(house, won, 1)[0]
     assert sum(map(math.exp, gather([command_logprobs(reader, m.history, m.commands, 'look')])[0])) == pytest.approx(1)
 
 def test_a_stranger_is_the_reason_of_another_action():
-    ms = explained(moments(house, won, 8), honest)
+    ms = explained(snapshots(house, won, 8), honest)
     for m, s in zip(ms, strangers(ms)): assert s != m.reason
 def test_repetition():
     assert near_duplicates(['a b c', 'a b c', 'something else']) == [False, True, False]

@@ -16,7 +16,7 @@ needs_java = pytest.mark.skipif(not shutil.which('java'), reason='ScienceWorld n
 def env(): return load('easy')
 
 @needs_java
-def test_contract(env): check_environment(env, 'dev', steps=12, needs=('play', 'compose')) # moments have a test below
+def test_contract(env): check_environment(env, 'dev', steps=12, needs=('play', 'compose')) # snapshots have a test below
 
 @needs_java
 def test_splits(env):
@@ -57,13 +57,13 @@ def test_moments(env):
     way = [a for _,a in EXEMPLAR_STEPS]
     env.reset(options={'task':EXEMPLAR_TASK})
     for a in way[:4]: env.step(a)
-    moment, key = env.save(), env.key()
-    assert env.restore(moment)['valid'] and env.key() == key # already there
+    snapshot, key = env.save(), env.key()
+    assert env.restore(snapshot)['valid'] and env.key() == key # already there
     end = [env.step(a)[:2] for a in way[4:]]
     env.reset(options={'task':env.tasks('train')[0]})
-    env.restore(moment)
+    env.restore(snapshot)
     assert env.key() == key and env.n == 4 and [env.step(a)[:2] for a in way[4:]] == end
-    hash(moment), hash(key)
+    hash(snapshot), hash(key)
 
 @needs_java
 def test_same_in_another_process_and_simulator(env):
@@ -126,7 +126,7 @@ def test_java_is_missing(monkeypatch):
     scienceworld._machine.cache_clear()
     with pytest.raises(A3TError, match='needs Java.*install'): simulator()
     bad = check_data()
-    assert not bad[0].ok and 'install Java' in bad[0].mend
+    assert not bad[0].ok and 'install Java' in bad[0].fix
 
 def test_package_is_missing(monkeypatch):
     monkeypatch.setattr(scienceworld.shutil, 'which', lambda name: '/usr/bin/java')

@@ -100,7 +100,7 @@ def test_buying_the_exact_target(official):
     for r in REWARDS:
         won = [official.reward(g.asin, g, g.options, r)[0] == 1 for g in map(goals.__getitem__, goals)]
         rate[r] = 100*sum(won)/len(won)
-    assert abs(rate['original'] - 93.4) < .1 and rate['mended'] == 100, rate
+    assert abs(rate['original'] - 93.4) < .1 and rate['fixed'] == 100, rate
 
 @needs_data
 def test_the_official_environment(official):
@@ -227,11 +227,11 @@ def test_moments(shop):
     env, rng = WebShop(shop, max_steps=10**9), random.Random(0)
     _, info = env.reset(options={'task':env.tasks('train')[5]})
     for _ in range(300):
-        moment, key, page = env.save(), env.key(), env.text()
+        snapshot, key, page = env.save(), env.key(), env.text()
         action = rng.choice(info['admissible_actions'])
         after = env.step(action)[:2]
-        assert env.restore(moment)['admissible_actions'] == info['admissible_actions']
-        assert (env.save(), env.key(), env.text()) == (moment, key, page) and env.step(action)[:2] == after
+        assert env.restore(snapshot)['admissible_actions'] == info['admissible_actions']
+        assert (env.save(), env.key(), env.text()) == (snapshot, key, page) and env.step(action)[:2] == after
         info = env.restore(env.save())
 
 def test_reward_and_end(shop):
@@ -272,7 +272,7 @@ def test_settings(shop, monkeypatch, tmp_path):
     assert env.max_steps == 3 and env.pages == 'short'
     monkeypatch.setenv('WEBSHOP_DATA', str(tmp_path))
     with pytest.raises(A3TError, match='items_shuffle'): load_environment('webshop', games='official')
-    assert not check_data('official')[0].ok and 'download' in check_data('official')[0].mend
+    assert not check_data('official')[0].ok and 'download' in check_data('official')[0].fix
 
 # -- what is played
 
@@ -387,7 +387,7 @@ def test_presets(preset):
 def test_the_doctor_looks_at_the_files(monkeypatch, tmp_path):
     monkeypatch.setenv('WEBSHOP_DATA', str(tmp_path))
     (bad,) = check_environment_data(load_settings('paper-webshop', path=ROOT/'settings.ini'))
-    assert not bad.ok and 'items_shuffle' in bad.found and 'WEBSHOP_DATA' in bad.mend
+    assert not bad.ok and 'items_shuffle' in bad.found and 'WEBSHOP_DATA' in bad.fix
     monkeypatch.setenv('A3T_DATA', str(tmp_path))
     assert all(c.ok for c in check_environment_data(load_settings('cpu-webshop', path=ROOT/'settings.ini')
                                                     | dict(generator=dict(products=60))))
@@ -421,9 +421,9 @@ G = Goal('A', '', ('easy assembly', 'solid wood'), {'size':'6', 'fit type':'stan
 def test_parts_of_the_reward():
     # 'standard' contains 'tan': the bought side becomes a colour, the goal's does not
     assert shop_reward(P, G, 50., {'size':'6', 'fit type':'standard'}, P.nouns)[0] == .8
-    assert shop_reward(P, G, 50., {'size':'6', 'fit type':'standard'}, P.nouns, 'mended')[0] == 1
+    assert shop_reward(P, G, 50., {'size':'6', 'fit type':'standard'}, P.nouns, 'fixed')[0] == 1
     assert shop_reward(P, replace(G, options=('6',)), 50., {'size':'6.5'}, P.nouns)[0] == 1 and shop_reward(P,
-        replace(G, options=('6',)), 50., {'size':'6.5'}, P.nouns, 'mended')[0] == .75
+        replace(G, options=('6',)), 50., {'size':'6.5'}, P.nouns, 'fixed')[0] == .75
     assert shop_reward(P, replace(G, options=()), 60.01, {}, P.nouns)[0] == 2/3 and 'r_option' not in shop_reward(P,
         replace(G, options=()), 1., {}, P.nouns)[1]
     other = replace(P, query='x', path='y')
@@ -483,9 +483,9 @@ def offered(shop):
     env.reset(options={'task':next(t for s in SPLITS for t in env.tasks(s))})
     for asin in map(bytes.decode, shop.index._ids):
         env.page, env.asin, env.options, env.query = 'item', asin, {}, 'x'
-        moment = env.save()
-        for a in env.restore(moment)['admissible_actions']:
-            env.restore(moment)
+        snapshot = env.save()
+        for a in env.restore(snapshot)['admissible_actions']:
+            env.restore(snapshot)
             written = parse_step(render_step('', a))[1]
             n, refused = n + 1, refused + [(asin, a)]*(written != a or not env.step(written)[-1]['valid'])
     return n, refused
@@ -528,7 +528,7 @@ def test_options_that_are_typed_alike(tmp_path):
     shop = small(tmp_path, items, {}, ask('B0', 'B1', 'B2'))
     assert [webshop_env.option_clicks(shop.product(f'B{i}').options)['a b'].value for i in range(3)] == ['a b', 'a b',
                                                                                                          'a\xa0b']
-    assert offered(shop)[1] == [] and options_met({'color':'a b'}, {'color':'a\xa0b'}, 'mended') == 1
+    assert offered(shop)[1] == [] and options_met({'color':'a b'}, {'color':'a\xa0b'}, 'fixed') == 1
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=30))
@@ -549,7 +549,7 @@ def test_ids_of_ones_own(tmp_path, ids):
                                           instruction_attributes=['big']) for a in ids}, ask(*ids))
     assert offered(shop)[1] == [] and len(shop) == 3
     for kind in KINDS:
-        env = WebShop(shop, instructions=kind, rewards='mended')
+        env = WebShop(shop, instructions=kind, rewards='fixed')
         for t in (t for s in SPLITS for t in env.tasks(s)):
             played = play(env, t, oracle(env))
             assert played.won and env.verb(played.steps[1].action, played.goal) == 'product' and replay_equal(played,

@@ -44,7 +44,7 @@ def bench_commands(
     return said
 
 # %% ../../nbs/bench/alfworld.ipynb #5fab133a
-ENGINES = dict(stock=lambda games: AlfWorld(games, 10**6, mend=False), mended=lambda games: AlfWorld(games, 10**6),
+ENGINES = dict(stock=lambda games: AlfWorld(games, 10**6, fast=False), fast=lambda games: AlfWorld(games, 10**6),
                simulator=lambda games: AlfSim(games, 10**6))
 
 def time_game(

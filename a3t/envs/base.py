@@ -58,7 +58,7 @@ class Check:
     what:str     # what was looked at
     ok:bool      # is it as it should be?
     found:str    # what there is
-    mend:str=''  # what to do where it is not
+    fix:str=''  # what to do where it is not
 
 # %% ../../nbs/envs/base.ipynb #d6d1a50f
 NUMBERED = re.compile(r'[A-Za-z]+ \d+')
@@ -154,13 +154,13 @@ class TextEnv(gymnasium.Env):
         return content_words(goal)
 
     def save(self)->tuple: # hashable; `restore` takes it back
-        "This moment of the episode"
+        "This snapshot of the episode"
         raise NotImplementedError
 
     def restore(self,
-        moment:tuple, # from `save`
+        snapshot:tuple, # from `save`
     )->dict: # `info`, as after `reset`
-        "Go back to a moment"
+        "Go back to a snapshot"
         raise NotImplementedError
 
     def key(self)->tuple: # hashable
@@ -208,8 +208,8 @@ class ToyHouse(TextEnv):
 
     def save(self): return self.n, *self.key()
 
-    def restore(self, moment):
-        self.n, self.thing, self.goal_place, self.at, self.holds, *where = moment
+    def restore(self, snapshot):
+        self.n, self.thing, self.goal_place, self.at, self.holds, *where = snapshot
         self.where = dict(zip(THINGS, where))
         return self._info(True)
 

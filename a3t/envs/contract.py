@@ -339,33 +339,33 @@ def _hashable(trial, task):
         trial.must(value == again, f'{method} must give the same value for the same state: leave out what differs '
                                    f'between episodes')
 
-def _returns(trial, moment, old, went, where):
-    "Restore a moment and go on as before"
-    kept = copy.deepcopy(moment)
-    info = trial.call('restore', moment)
+def _returns(trial, snapshot, old, went, where):
+    "Restore a snapshot and go on as before"
+    kept = copy.deepcopy(snapshot)
+    info = trial.call('restore', snapshot)
     trial.info('restore', info)
     trial.must(info['valid'] and dict(info, valid=True) == dict(old, valid=True),
-               f"restore must return the info of its moment, with valid=True; {where} it differs")
-    trial.must(trial.call('save') == moment,
-               f'restore does not bring the whole moment back {where}: after it, save must give the same moment')
+               f"restore must return the info of its snapshot, with valid=True; {where} it differs")
+    trial.must(trial.call('save') == snapshot,
+               f'restore does not bring the whole snapshot back {where}: after it, save must give the same snapshot')
     for action, then in went:
         trial.must(_look(trial, action) == then,
                    f'restore does not bring the whole state back {where}: {action!r} then has another effect than '
                    f'before; save all that changes')
-    trial.must(moment == kept, 'a moment from save changes while the episode goes on: copy what it holds, as tuples')
+    trial.must(snapshot == kept, 'a snapshot from save changes while the episode goes on: copy what it holds, as tuples')
 
 # %% ../../nbs/envs/contract.ipynb #c7a10010b
 def _walk(trial, task, most, seed):
-    "Play at random: list of (moment, a copy of it, info, action, what came and the state after it)"
+    "Play at random: list of (snapshot, a copy of it, info, action, what came and the state after it)"
     choose, info, passed = _chooser(trial.env, seed), trial.reset(task)[1], []
     while len(passed) < most:
-        before, moment = info, trial.call('save')
+        before, snapshot = info, trial.call('save')
         action = choose(len(passed), info)
-        passed.append((moment, copy.deepcopy(moment), before, action, then := _look(trial, action)))
+        passed.append((snapshot, copy.deepcopy(snapshot), before, action, then := _look(trial, action)))
         info = then[0][-1]
         if then[0][2] or then[0][3]: break
-    same = all(moment == kept for moment,kept,*_ in passed)
-    trial.must(same, 'a moment from save changes while the episode goes on: copy what it holds, as tuples')
+    same = all(snapshot == kept for snapshot,kept,*_ in passed)
+    trial.must(same, 'a snapshot from save changes while the episode goes on: copy what it holds, as tuples')
     return passed
 
 def check_moments(
@@ -374,7 +374,7 @@ def check_moments(
     other:str, # another one
     steps:int, # most steps of all walks together
 ):
-    "A moment can be returned to, from anywhere and more than once"
+    "A snapshot can be returned to, from anywhere and more than once"
     most = min(trial.env.max_steps, steps, 12)
     for method in ('save', 'restore', 'key'):
         trial.must(_defines(type(trial.env), method),
@@ -383,11 +383,11 @@ def check_moments(
     for seed in range(max(1, min(4, steps//most))):
         passed = _walk(trial, task, most, seed)
         for i in {0, len(passed)//2, len(passed) - 1}:
-            moment, _, before = passed[i][:3]
+            snapshot, _, before = passed[i][:3]
             went = [p[3:] for p in passed[i:]]
-            for where in ('in the same episode', 'a second time'): _returns(trial, moment, before, went, where)
+            for where in ('in the same episode', 'a second time'): _returns(trial, snapshot, before, went, where)
             trial.reset(other)
-            _returns(trial, moment, before, went, 'from another task')
+            _returns(trial, snapshot, before, went, 'from another task')
         _keys(trial, task, passed)
 
 # %% ../../nbs/envs/contract.ipynb #c7a10010c

@@ -110,10 +110,10 @@ class ScienceWorld(TextEnv):
 
     @property
     def server(self):
-        "The simulator; in a fork a new one, with the same moment: a process cannot share its parent's"
+        "The simulator; in a fork a new one, with the same snapshot: a process cannot share its parent's"
         if self.process != os.getpid():
-            self.process, self.own, moment, self.task = os.getpid(), simulator(), self.save(), None
-            if moment[0]: self.restore(moment)
+            self.process, self.own, snapshot, self.task = os.getpid(), simulator(), self.save(), None
+            if snapshot[0]: self.restore(snapshot)
         return self.own
 
     def tasks(self, split):
@@ -124,7 +124,7 @@ class ScienceWorld(TextEnv):
         return {t:content_hash([t, version('scienceworld'), self.simplifications]) for t in tasks if t in known}
 
     def _begin(self, task):
-        "The first moment of a task"
+        "The first snapshot of a task"
         try: split, self.type, v = task.split('/')
         except ValueError: split = None
         if split not in SPLITS or self.type not in self.task_types or not v.isdigit() or int(v) not in variations(
@@ -177,8 +177,8 @@ class ScienceWorld(TextEnv):
 def save(self:ScienceWorld): return self.task, self.n, self.actions
 
 @patch
-def restore(self:ScienceWorld, moment):
-    task, self.n, actions = moment
+def restore(self:ScienceWorld, snapshot):
+    task, self.n, actions = snapshot
     if (task, actions[:len(self.actions)]) != (self.task, self.actions): self._begin(task)
     for a in actions[len(self.actions):]: self._do(a)
     return self._info(True)
@@ -254,7 +254,7 @@ def check_data(
     if not all(c.ok for c in res): return res
     try: env = load(games)
     except A3TError as e:
-        return res + [Check('ScienceWorld', False, str(e), 'mend the setting games, or what the message says')]
+        return res + [Check('ScienceWorld', False, str(e), 'fix the setting games, or what the message says')]
     return res + [Check('ScienceWorld', _exemplar().won, f"plays the exemplar; "
                                                          f"{', '.join(f'{len(env.tasks(s)):,} {s}' for s in SPLITS)} "
                                                          f"tasks", GET['package'])]

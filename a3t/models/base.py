@@ -39,7 +39,7 @@ class LanguageModel:
         *, stop=(), # strings that end the answer; they are not part of it
         max_tokens:int=64, # most tokens to generate
         temperature:float=0., # 0 takes the most likely token
-        seed:int=0, # dice of this one call
+        seed:int=0, # random seed for this one call
         constrain=None, # function of (generated token ids, logits) → logits, where a backend can
     )->Completion: # the answer
         "Continue a prompt; `ContextFull` where it is too long"

@@ -22,7 +22,7 @@ def explore(
     "Look for a success by sampled actions, returning to states that were seldom visited"
     rng = random.Random(seed_for('explore', seed, task))
     verb = partial(env.verb, goal=env.reset(options={'task':task})[1]['goal'])
-    cells = {env.key():[env.save(), (), 0]} # state → moment, way, visits
+    cells = {env.key():[env.save(), (), 0]} # state → snapshot, way, visits
     keys, n = list(cells), 0
     while n < budget:
         cell = cells[min(rng.choices(keys, k=4), key=lambda k: cells[k][2])]

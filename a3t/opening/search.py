@@ -107,7 +107,7 @@ class Whereabouts:
 def _look(env, info, action, after, seen):
     """One look: (its actions, what they showed, what is possible now), or None where it is none; a closed place is
     opened as well"""
-    moment, had, way, text = env.save(), set(info['admissible_actions']), [], ''
+    snapshot, had, way, text = env.save(), set(info['admissible_actions']), [], ''
     for a in [action, None]:
         options = [a] if a else [b for b in info['admissible_actions'] if b not in had
                                  and set(env.things(b)) == set(env.things(action)) != set()]
@@ -119,17 +119,17 @@ def _look(env, info, action, after, seen):
                 way, text, info = [*way, b], f'{text}\n{obs}', new
                 break
             env.restore(here)
-        if not way: return env.restore(moment) and None
+        if not way: return env.restore(snapshot) and None
     return way, text, info
 
 def _same(env, after):
     "Do all later actions get the same answers from here? The environment is left as it was"
-    moment, same = env.save(), True
+    snapshot, same = env.save(), True
     for s in after:
         if env.step(s.action)[0] != s.observation:
             same = False
             break
-    env.restore(moment)
+    env.restore(snapshot)
     return same
 
 # %% ../../nbs/opening/search.ipynb #e6683474b
@@ -178,14 +178,14 @@ def _search(env, traj, i, names, where, looks, rng):
     way = []
     for a in options[:options.index(walk)] if walk in options else options:
         if len(way) >= looks: break
-        moment = env.save()
+        snapshot = env.save()
         if not (look := _look(env, info, a, traj.steps[i:], seen)): continue
         new = {n for b in look[2]['admissible_actions'] for n in env.things(b) if env.kind(n) == env.kind(thing)
                and _says(look[1], n) and not _says(text, n)}
         for other in sorted(new):
             if found := instead(env, traj, i, thing, [*before, *(b for w in way for b in w), *look[0]], other):
                 return found, i + sum(map(len, way)) + 1
-        if new: info = env.restore(moment) # what is sought, and yet not to be used: such a look would teach blindness
+        if new: info = env.restore(snapshot) # what is sought, and yet not to be used: such a look would teach blindness
         else: way, info = [*way, look[0]], look[2]
     actions = [*before, *(b for w in way for b in w), *traj.actions[i:]]
     return play(env, traj.task, actions), len(actions) - len(traj) + i + 1

@@ -59,9 +59,9 @@ def reachable(
     found, front = {env.key()}, [(env.save(), info['admissible_actions'])]
     for _ in range(depth):
         new = []
-        for moment, actions in front:
+        for snapshot, actions in front:
             for a in actions:
-                env.restore(moment)
+                env.restore(snapshot)
                 *_, info = env.step(a)
                 if (key := env.key()) not in found:
                     found.add(key)

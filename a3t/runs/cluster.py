@@ -67,7 +67,7 @@ def waves(
                                f'({str(e).splitlines()[0]})') from e
             yield p, made
     finally:
-        # by force, Ray itself can crash: a wave may end at this moment
+        # by force, Ray itself can crash: a wave may end at this snapshot
         for ref in ray.wait(refs, num_returns=len(refs), timeout=0)[1]: ray.cancel(ref)
 
 # %% ../../nbs/runs/cluster.ipynb #5bc669a8

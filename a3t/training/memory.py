@@ -56,7 +56,7 @@ def predict_memory(
     # oneDNN sorts a matrix of bf16 before it multiplies
     sorted_head = head.nbytes if cpu and net.dtype == torch.bfloat16 else 0
     res = dict(process=process, weights=weights,
-               # two moments of Adam and the gradient; those of the micro-batches under way
+               # two snapshots of Adam and the gradient; those of the micro-batches under way
                learning=4*learned*(3+workers),
                # with a layer's backward pass, and the gaps that the C library leaves
                activations=int(tokens*token*(1+2/layers)*(1.5 if cpu and net.dtype == torch.float32 else 1)),

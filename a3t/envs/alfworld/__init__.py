@@ -64,29 +64,29 @@ def _versions(games):
         res[content_hash(g.domain)[:8], content_hash(g.grammar.replace(g.goal, NO_GOAL))[:8], g.dialect].append(t)
     return res
 
-def _version_checks(games, mend):
+def _version_checks(games, fix):
     "Are all games of one version, and is it the published one?"
     versions, ours = _versions(games), (content_hash(official_domain())[:8], content_hash(official_grammar())[:8],
                                         'move')
     kinds = '; '.join(f'{len(ts):,} games in the dialect {v[2]}, rules {v[0]}, grammar {v[1]}, e.g. {ts[0]}'
                       for v,ts in versions.items())
     yield Check('AlfWorld games: one version', len(versions) == 1,
-                kinds if len(versions) == 1 else f'{len(versions)} versions are mixed: {kinds}', mend)
+                kinds if len(versions) == 1 else f'{len(versions)} versions are mixed: {kinds}', fix)
     for i,what in enumerate(('rules (PDDL domain)', 'grammar', 'dialect of commands')):
         other = [t for v,ts in versions.items() if v[i] != ours[i] for t in ts]
         yield Check(f'AlfWorld games: {what}', not other,
                     f'changed in {len(other):,} games: {some(other)}' if other else f'as published in 2.1: {ours[i]}',
-                    mend)
+                    fix)
 
 # %% ../../../nbs/envs/alfworld/index.ipynb #ad82442b
-def _split_checks(games, mend):
+def _split_checks(games, fix):
     "Each split against the list of published games"
     for split in SPLITS:
         have, listed = games.tasks(split), published()[split]
         missing, unknown = check_published(games, split)
         if not set(have) & set(listed):
             yield Check(f'AlfWorld games: {split}', bool(have),
-                        f'{len(have):,} games, none of them published' if have else 'none', mend)
+                        f'{len(have):,} games, none of them published' if have else 'none', fix)
             continue
         changed = [t for t in have if t in listed and games[t].hash != listed[t]]
         wrong = [f'{what} {some(ts)}' for what,ts in (('missing', missing), ('not published', unknown),
@@ -95,7 +95,7 @@ def _split_checks(games, mend):
             wrong.append(f'other types than published: {type_counts(have)}')
         found = (f'{len(have):,} of {PUBLISHED[split]:,} published games; {len(set(have) & set(listed)):,} have the '
                  f'listed hash' if not wrong else '; '.join(wrong))
-        yield Check(f'AlfWorld games: {split}', not wrong, found, mend)
+        yield Check(f'AlfWorld games: {split}', not wrong, found, fix)
 
 def check_data(
     games='official', # as in `named_games`
@@ -104,15 +104,15 @@ def check_data(
     **_, # other settings of `load`
 )->list: # of `Check`
     "What is there of AlfWorld's games, and what is wrong with it"
-    mend = (f"{GET.get(str(games), GET['official'])}{'' if str(games) in GET else f', or put a whole packed file at {games}'}")
+    fix = (f"{GET.get(str(games), GET['official'])}{'' if str(games) in GET else f', or put a whole packed file at {games}'}")
     try:
         found = games if isinstance(games, Games) else load_games(games_source(games, generator), bad := [])
         bad = [] if isinstance(games, Games) else bad
-    except A3TError as e: return [Check('AlfWorld games', False, str(e), mend)]
+    except A3TError as e: return [Check('AlfWorld games', False, str(e), fix)]
     res = [Check('AlfWorld games: files', not bad,
                  f"{len(bad)} cannot be read: {bad[0]}" if bad
-                 else f'{len(found):,} games in {Path(found.source).name}', mend)]
-    res += [*_version_checks(found, mend), *_split_checks(found, mend)]
+                 else f'{len(found):,} games in {Path(found.source).name}', fix)]
+    res += [*_version_checks(found, fix), *_split_checks(found, fix)]
     try: played = AlfWorld(found).reset(options={'task':next(iter(found))})[0]
     except A3TError as e:
         return res + [Check('AlfWorld engine', False, str(e),

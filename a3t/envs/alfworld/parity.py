@@ -155,13 +155,13 @@ def parity(
     seed:int=0, # another seed, other commands
     file=None, # JSON lines, one a game: what is in it, only the simulator plays again
     progress:str=None, # label of the progress bar; none by default
-    mend:bool=True, # compare with the mended engine; `False` for the stock one
+    fast:bool=True, # compare with the fast engine; `False` for the stock one
 )->dict: # games, steps, invalid, differences, first (up to 5 differences in full), seconds, digests (8 digits for each game)
     "Play games on AlfWorld's engine and the simulator, and count what differs"
-    real, amounts = AlfWorld(games, max_steps=steps, mend=mend), dict(episodes=episodes, steps=steps, seed=seed)
+    real, amounts = AlfWorld(games, max_steps=steps, fast=fast), dict(episodes=episodes, steps=steps, seed=seed)
     sim, done, res, engine = AlfSim(real.games,
                                     max_steps=steps), _done(file), [
-                                    ], f"textworld {version('textworld')} alfworld {version('alfworld')}{'' if mend else ' stock'}"
+                                    ], f"textworld {version('textworld')} alfworld {version('alfworld')}{'' if fast else ' stock'}"
     for task in tqdm(list(real.games if tasks is None else tasks), desc=progress, disable=progress is None):
         about = f'{real.games[task].hash[:16]} {episodes}x{steps} seed {seed} {engine}'
         d = done.get((task, about))
@@ -188,15 +188,15 @@ def parity_report(
     "Hold the simulator against AlfWorld's engine, and write down what came of it"
     games, file = named_games(games, generator), Path(file)
     def some(k): return sorted(sorted(games, key=lambda t: content_hash(['parity', t]))[:k or None])
-    def run(tasks, mend):
+    def run(tasks, fast):
         return parity(games, tasks, episodes, steps, file=file.with_suffix('.jsonl'),
-                      progress=('parity' if mend else 'stock')*progress or None, mend=mend)
+                      progress=('parity' if fast else 'stock')*progress or None, fast=fast)
     tasks = some(n)
     kinds = {s:len([t for t in tasks if t.startswith(folder+'/')]) for s,folder in SPLITS.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     res = dict(games=Path(games.source).name, splits=kinds, hash=content_hash([[t, games[t].hash] for t in tasks]),
                episodes=episodes, steps=steps,
-               python=platform.python_version(), mended=run(tasks, True),
+               python=platform.python_version(), fast=run(tasks, True),
                stock=run(some(min(stock, len(tasks))), False) if stock else None)
     write_json(file, res)
     return res
@@ -207,7 +207,7 @@ def parity_words(
     "A parity report to read"
     res = [f"{report['games']}: {', '.join(f'{n:,} {s}' for s,n in report['splits'].items() if n)}; panel "
            f"{report['hash'][:12]}"]
-    for k in ('mended', 'stock'):
+    for k in ('fast', 'stock'):
         if r := report[k]:
             res.append(f"{k} engine: {r['games']:,} games, {r['steps']:,} steps ({r['invalid']:,} of them not "
                        f"allowed), {r['differences']:,} differences ({r['engine']})")
@@ -222,7 +222,7 @@ def recheck(
     tasks=None, # task ids; all by default
 )->list: # task ids in which the simulator says something else
     "Hold the simulator alone against what AlfWorld's engine answered when a report was made"
-    digests = report['mended']['digests'].split()
+    digests = report['fast']['digests'].split()
     if len(digests) != len(games):
         raise A3TError(f"the report is about {len(digests):,} games, and here are {len(games):,}: give the games that "
                        f"it names")
@@ -244,4 +244,4 @@ def parity_command(
     file = project_path(json or data_folder()/'parity'/f"{Path(games).name.split('.')[0]}.json", Path.cwd())
     report = parity_report(games, file, episodes, steps, n, stock, dict(seed=seed) if games == 'generated' else None)
     print(f'{parity_words(report)}\nreport: {file}')
-    return int(bool(report['mended']['differences'] or (report['stock'] or report['mended'])['differences']))
+    return int(bool(report['fast']['differences'] or (report['stock'] or report['fast'])['differences']))

@@ -284,7 +284,7 @@ def commands(self:Simulator)->list: # sorted
 NOTHING = 'Nothing happens.'
 
 def offered(
-    sim:Simulator, # at some moment
+    sim:Simulator, # at some snapshot
 )->list: # sorted, the caller's own
     "The admissible commands without `help`, which brings no game forward"
     actions = sim.commands()
@@ -335,15 +335,15 @@ class AlfSim(TextEnv):
 # %% ../../../nbs/envs/alfworld/simulator.ipynb #33f4edf1
 @patch
 def save(self:AlfSim)->tuple: # hashable; `restore` takes it back
-    "The moment of the episode: task, steps so far, state"
+    "The snapshot of the episode: task, steps so far, state"
     return self.task, self.n, self.sim.save()
 
 @patch
 def restore(self:AlfSim,
-    moment:tuple, # from `save`, of any `AlfSim` that has the game
+    snapshot:tuple, # from `save`, of any `AlfSim` that has the game
 )->dict: # `info`, as after `reset`
-    "Go back to a moment, of any task"
-    task, n, state = moment
+    "Go back to a snapshot, of any task"
+    task, n, state = snapshot
     self._choose(task)
     self.sim.restore(state)
     self.n, self.raw = n, ''

@@ -85,8 +85,8 @@ def save(self:Cooking):
     return self.task, self.n, k.room, k.open, k.points, k.lost, tuple(k.where.values()), tuple(k.foods.values())
 
 @patch
-def restore(self:Cooking, moment):
-    task, self.n, room, opened, points, lost, where, foods = moment
+def restore(self:Cooking, snapshot):
+    task, self.n, room, opened, points, lost, where, foods = snapshot
     self._choose(task)
     k = self.kitchen
     k.room, k.open, k.points, k.lost, k.where, k.foods = room, opened, points, lost, dict(zip(k.names,
@@ -180,7 +180,7 @@ def check_data(
                                                    f"{'wins' if kitchen.won else 'does not win'}",
                                                    "pip install 'textworld>=1.7,<1.8'")]
     try: path = games_path(data_folder()/'games', generator or {})
-    except A3TError as e: return res + [Check('cooking games', False, str(e), 'mend the setting generator')]
+    except A3TError as e: return res + [Check('cooking games', False, str(e), 'fix the setting generator')]
     if not path.exists():
         return res + [Check('cooking games', True, 'are made at the first use, about a second of processor time for '
                                                    'each')]

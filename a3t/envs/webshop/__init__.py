@@ -67,7 +67,7 @@ def load(
     instructions:str='human', # or 'synthetic'
     pages:str='text', # form of the observations: 'text', 'text_rich' or 'short'
     split_by:str='product', # or 'index', as the original does
-    rewards:str='original', # or 'mended'
+    rewards:str='original', # or 'fixed'
 )->WebShop: # the environment
     "WebShop behind the contract of `envs.base`"
     return WebShop(named_shop(games, generator), max_steps, instructions, pages, split_by, rewards)

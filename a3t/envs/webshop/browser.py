@@ -159,7 +159,7 @@ class Episode:
     "An episode that a person plays"
     task:str            # task id
     goal:str            # the instruction
-    moment:tuple        # from `TextEnv.save`
+    snapshot:tuple        # from `TextEnv.save`
     observation:str     # the page
     actions:list        # what the environment accepts now
     steps:list=field(default_factory=list) # `Step`s so far
@@ -193,10 +193,10 @@ class Shop:
         "One step of an episode; nothing happens once it is over"
         e = self[key]
         if e.over: return
-        self.env.restore(e.moment)
+        self.env.restore(e.snapshot)
         e.observation, e.reward, terminated, truncated, info = self.env.step(action)
         e.steps.append(Step('', action, e.observation, 'policy', info['valid']))
-        e.moment, e.actions, e.won, e.over = self.env.save(), info['admissible_actions'], info[
+        e.snapshot, e.actions, e.won, e.over = self.env.save(), info['admissible_actions'], info[
             'won'], terminated or truncated
         e.parts = info.get('reward_parts') or {}
 

@@ -199,7 +199,7 @@ class WebShop(Visit, TextEnv):
         instructions:str='human', # or 'synthetic'
         pages:str='text', # form of the observations: 'text', 'text_rich' or 'short'
         split_by:str='product', # or 'index', as the original does
-        rewards:str='original', # or 'mended'
+        rewards:str='original', # or 'fixed'
     ):
         if pages not in PAGES: raise A3TError(f"there are no pages {pages!r}: it is one of {', '.join(PAGES)}")
         if rewards not in REWARDS: raise A3TError(f"there is no reward {rewards!r}: it is {' or '.join(REWARDS)}")
@@ -260,8 +260,8 @@ def key(self:WebShop):
     return self.task, self.page, self.query, self.number, self.asin, tuple(sorted(self.options.items()))
 
 @patch
-def restore(self:WebShop, moment):
-    self.task, self.n, self.page, self.query, self.number, self.asin, options, self.seen = moment
+def restore(self:WebShop, snapshot):
+    self.task, self.n, self.page, self.query, self.number, self.asin, options, self.seen = snapshot
     self.goal, self.options, self.reward, self.parts = self.goals[self.task], dict(options), 0., None
     if self.page == 'done': self._score()
     return self._info(True)

@@ -95,18 +95,18 @@ def plain_colour(
     return next((c for c in COLOURS if c in option), option)
 
 # %% ../../../nbs/envs/webshop/reward.ipynb #a39418f2
-REWARDS = ('original', 'mended')
+REWARDS = ('original', 'fixed')
 
 def type_reward(
     product:Product, # what was bought
     goal:Goal, # what was wanted
     goal_nouns, # nouns of the wanted product's title
-    rewards:str='original', # or 'mended'
+    rewards:str='original', # or 'fixed'
 )->dict: # r_type (0 to 1), query_match, category_match, title_score (0 to 1)
     "Is it the right kind of thing?"
     query, parts = product.query == goal.query, lambda path: {p.strip() for p in path.split('›')}
     category, shared = len(parts(product.path) & parts(goal.path)) >= 2, len(set(product.nouns) & set(goal_nouns))
-    nouns = set(goal_nouns) if rewards == 'mended' else goal_nouns
+    nouns = set(goal_nouns) if rewards == 'fixed' else goal_nouns
     score = shared/len(nouns) if nouns else .2
     r = 0. if score == 0 else .1 if score < .1 else 1. if query or category or score > .2 else .5
     return dict(r_type=r, query_match=query, category_match=category, title_score=score)
@@ -124,10 +124,10 @@ def _numbers(text): return re.findall(r'\d+(?:\.\d+)?', text)
 def options_met(
     bought:dict, # name → value
     wanted, # a goal's options
-    rewards:str='original', # or 'mended'
+    rewards:str='original', # or 'fixed'
 )->int: # 0 to their number
     "How many of the wanted options were chosen?"
-    if rewards == 'mended' and isinstance(wanted, dict):
+    if rewards == 'fixed' and isinstance(wanted, dict):
         return sum(k in bought and typed(bought[k]) == typed(v) for k,v in wanted.items())
     fits = lambda h, w: similar(plain_colour(h),
                                 plain_colour(w)) and (rewards == 'original' or _numbers(h) == _numbers(w))
@@ -141,7 +141,7 @@ def shop_reward(
     price:float, # what it cost, in dollars
     options:dict, # the chosen options, name → value
     goal_nouns, # nouns of the wanted product's title
-    rewards:str='original', # or 'mended'
+    rewards:str='original', # or 'fixed'
 )->tuple: # (reward from 0 to 1, its parts: the original's r_* and w_* and the kind of reward)
     "How well does a purchase fit?"
     if rewards not in REWARDS: raise A3TError(f"there is no reward {rewards!r}: it is {' or '.join(REWARDS)}")

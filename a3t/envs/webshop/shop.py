@@ -203,7 +203,7 @@ class Shop:
         asin:str, # what was bought
         goal:Goal, # what was wanted
         options:dict, # the chosen options
-        rewards:str='original', # or 'mended'
+        rewards:str='original', # or 'fixed'
     )->tuple: # (reward, its parts)
         "How well does a purchase fit?"
         return shop_reward(self.product(asin), goal, self.price(asin), options, self.product(goal.asin).nouns, rewards)
