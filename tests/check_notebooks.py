@@ -1,5 +1,7 @@
-"Notebooks are clean, the package is what they export, parameters cells are there, and all of them run"
-import os, re, shutil, subprocess, sys, tempfile, time
+"""Notebooks are clean, the package is what they export, parameters cells are there, all notebooks run, and their stored
+outputs are what today's code gives. A cell whose output varies with time or machine has the tag `varies`"""
+import json, os, re, shutil, subprocess, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +59,65 @@ def without_parameters(root=ROOT):
         except A3TError as e: bad.append(str(e))
     return bad
 
+# -- stored outputs
+
+SLOW = re.compile(r'^#\| *(slow|eval: *false)', re.M) # cells that this check leaves out
+NUMBER = re.compile(r'-?\d+\.\d+(?:e[+-]?\d+)?')
+TOLERANCE = .02 # of a number with a decimal point: another processor rounds otherwise
+WORKERS = 2
+
+def read_notebook(path): return json.loads(path.read_text(encoding='utf-8'))
+
+def skip_slow(path):
+    "Tag the slow cells of a notebook, so that they are not run"
+    nb = read_notebook(path)
+    for c in nb['cells']:
+        if c['cell_type'] == 'code' and SLOW.search(''.join(c['source'])):
+            c['metadata']['tags'] = [*c['metadata'].get('tags', []), 'skip-execution']
+    path.write_text(json.dumps(nb), encoding='utf-8')
+
+def run_notebook(copy, name):
+    "Execute a notebook of the copy where it lies; what went wrong, or nothing"
+    started, path = time.monotonic(), copy/name
+    skip_slow(path)
+    p = nbdev(copy, 'jupyter', 'nbconvert', '--to', 'notebook', '--execute', '--inplace', '--log-level=WARN',
+              '--ExecutePreprocessor.timeout=900', '--ExecutePreprocessor.kernel_name=python3', path)
+    print(f'{name} · {time.monotonic() - started:.0f} s', flush=True)
+    return f'{name}:\n{p.stderr[-3000:]}' if p.returncode else ''
+
+def shown(cell):
+    "What the outputs of a cell say, pictures left out"
+    texts = []
+    for o in cell.get('outputs', []):
+        if o['output_type'] == 'stream': texts.append(''.join(o['text']))
+        else: texts += [''.join(v) for k,v in sorted(o.get('data', {}).items()) if k.startswith('text/')]
+    return '\n'.join(t.strip() for t in texts)
+
+def same(old, new):
+    "Do two outputs say the same, but for the rounding of numbers?"
+    if NUMBER.sub('#', old) != NUMBER.sub('#', new): return False
+    pairs = zip(map(float, NUMBER.findall(old)), map(float, NUMBER.findall(new)))
+    return all(abs(a - b) <= TOLERANCE*max(abs(a), abs(b), .01) for a,b in pairs)
+
+def first_difference(old, new):
+    lines = zip([*old.split('\n'), ''], [*new.split('\n'), ''])
+    a, b = next(((a, b) for a,b in lines if not same(a, b)), (old[:80], new[:80]))
+    return f'stored {a.strip()[:160]!r}, now {b.strip()[:160]!r}'
+
+def stale(copy, name, root=ROOT):
+    "Cells of a notebook whose stored outputs differ from those of the copy"
+    pairs = zip(read_notebook(root/name)['cells'], read_notebook(copy/name)['cells'])
+    for n,(old, new) in enumerate(pairs):
+        if 'varies' in old['metadata'].get('tags', []) or SLOW.search(''.join(old['source'])): continue
+        if not same(shown(old), shown(new)): yield f'{name}, cell {n}: {first_difference(shown(old), shown(new))}'
+
+def check_outputs(copy):
+    "Run all notebooks of the copy; a list of what failed or is stale"
+    names = notebooks(ROOT)
+    with ThreadPoolExecutor(WORKERS) as pool: failed = [f for f in pool.map(lambda n: run_notebook(copy, n), names) if f]
+    must(nbdev(copy, 'nbdev-clean'))
+    return failed or [s for n in names for s in stale(copy, n)]
+
 def main():
     t0 = time.monotonic()
     with tempfile.TemporaryDirectory(prefix='a3t-') as d:
@@ -65,9 +126,7 @@ def main():
         if bad := out_of_step(copy): sys.exit(f"not what the notebooks export: {', '.join(bad)}; run nbdev-export")
         if bad := without_parameters(): sys.exit('\n'.join(bad))
         print(f'notebooks are clean, the package is in step ({time.monotonic() - t0:.0f} s); now they run', flush=True)
-        ran = nbdev(copy, 'nbdev-test', 'nbs', '--n-workers', '2', '--do-print')
-        for line in re.findall(r"- Completed .*", ran.stdout + ran.stderr): print(line.replace(str(copy) + '/', ''))
-        must(ran)
+        if bad := check_outputs(copy): sys.exit('\n'.join([*bad, 'run these notebooks again, or tag the cells `varies`']))
     print(f'{len(notebooks(ROOT))} notebooks passed in {time.monotonic() - t0:.0f} s', flush=True)
 
 if __name__ == '__main__': main()
