@@ -1,5 +1,5 @@
-# make run: the whole loop · make test: all checks · make lab: JupyterLab
-# Everything lives in .venv, made from requirements.lock by `make setup`.
+# make run: the complete loop · make test: all checks · make lab: JupyterLab
+# Everything is installed into .venv from requirements.lock, by `make setup`.
 SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.complete
@@ -10,9 +10,10 @@ help:
 	@echo "make run        the demo: preset cpu, about half an hour on two cores"
 	@echo "make test       all checks that CI runs"
 	@echo "make test-slow  the tests that take minutes"
-	@echo "make bench      engines and training against what else there is: how fast? Twenty minutes"
+	@echo "make bench      speed of the engines and of training beside the alternatives, twenty minutes"
+	@echo "make docs       the documentation site, into data/site; no network"
 	@echo "make lab        the notebooks in JupyterLab"
-	@echo "make setup      .venv alone; the others do it by themselves"
+	@echo "make setup      only .venv; the other targets call it"
 
 setup: $(STAMP)
 
@@ -23,7 +24,8 @@ run: $(STAMP)
 	$(BIN)/a3t run cpu --name cpu
 
 test: $(STAMP)
-	$(BIN)/ruff check --quiet a3t tests
+	$(BIN)/ruff check --quiet a3t tests nbs/site.py
+	$(BIN)/ruff check --quiet --select E501,F821 nbs
 	OMP_NUM_THREADS=1 $(BIN)/python tests/check_notebooks.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
@@ -36,7 +38,11 @@ bench: $(STAMP)
 	@$(BIN)/python -c "import json; [print(f'{e:10} load and reset {r[\"load\"]:10.2f} ms   {1e3/r[\"step\"]:12,.0f} steps a second') for e,r in json.load(open('data/bench/alfworld.json'))['engines'].items()]"
 	@$(BIN)/python -c "import json; d = json.load(open('data/bench/training.json')); [print(f'{k:24} {r[\"rate\"]:6.0f} tokens/s {r[\"peak\"]/2**30:6.2f} GB') for k,r in d['runs'].items()]"
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open data/site/index.html; its search needs a server: $(BIN)/python -m http.server -d data/site"
+
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs
 
-.PHONY: help setup run test test-slow bench lab
+.PHONY: help setup run test test-slow bench docs lab

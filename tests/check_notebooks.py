@@ -114,7 +114,8 @@ def stale(copy, name, root=ROOT):
 def check_outputs(copy):
     "Run all notebooks of the copy; a list of what failed or is stale"
     names = notebooks(ROOT)
-    with ThreadPoolExecutor(WORKERS) as pool: failed = [f for f in pool.map(lambda n: run_notebook(copy, n), names) if f]
+    with ThreadPoolExecutor(WORKERS) as pool:
+        failed = [f for f in pool.map(lambda n: run_notebook(copy, n), names) if f]
     must(nbdev(copy, 'nbdev-clean'))
     return failed or [s for n in names for s in stale(copy, n)]
 
@@ -126,7 +127,8 @@ def main():
         if bad := out_of_step(copy): sys.exit(f"not what the notebooks export: {', '.join(bad)}; run nbdev-export")
         if bad := without_parameters(): sys.exit('\n'.join(bad))
         print(f'notebooks are clean, the package is in step ({time.monotonic() - t0:.0f} s); now they run', flush=True)
-        if bad := check_outputs(copy): sys.exit('\n'.join([*bad, 'run these notebooks again, or tag the cells `varies`']))
+        if bad := check_outputs(copy):
+            sys.exit('\n'.join([*bad, 'run these notebooks again, or tag the cells `varies`']))
     print(f'{len(notebooks(ROOT))} notebooks passed in {time.monotonic() - t0:.0f} s', flush=True)
 
 if __name__ == '__main__': main()

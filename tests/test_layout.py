@@ -4,7 +4,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ( # from the ground up: a module imports from its own layer or from those before it
-    ('core',), ('prompts', 'envs.base', 'models'), ('envs',), ('settings',), ('agents',), ('compose', 'accumulate', 'losses', 'data', 'evaluate'),
+    ('core',), ('prompts', 'envs.base', 'models'), ('envs',), ('settings',), ('agents',),
+    ('compose', 'accumulate', 'losses', 'data', 'evaluate'),
     ('opening', 'training'), ('train',), ('quality', 'envs.webshop.browser'), ('runs',), ('doctor', 'bench'), ('cli',))
 MODULE_LINES, FUNCTION_LINES, CELL_LINES = 400, 40, 40
 
@@ -30,7 +31,8 @@ def imported(name, path):
 
 def layer(name):
     "Number of the layer of a module: the one that names most of it"
-    found = [(len(prefix), i) for i,names in enumerate(LAYERS) for prefix in names if name == prefix or name.startswith(prefix + '.')]
+    found = [(len(prefix), i) for i,names in enumerate(LAYERS) for prefix in names if name == prefix
+             or name.startswith(prefix + '.')]
     return max(found)[1] if found else None
 
 def test_every_module_has_a_layer():
@@ -60,10 +62,13 @@ def test_there_is_no_circle():
 def test_a_notebook_stands_where_its_module_does():
     wrong = []
     for p in (ROOT/'nbs').rglob('*.ipynb'):
-        source = '\n'.join(''.join(c['source']) for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code')
+        source = '\n'.join(''.join(c['source']) for c in json.loads(p.read_text(encoding='utf-8'))['cells']
+                           if c['cell_type'] == 'code')
         if not (m := re.search(r'^#\| *default_exp +(\S+)', source, re.M)): continue
-        where = re.sub(r'^\d\d_', '', p.relative_to(ROOT/'nbs').as_posix().removesuffix('.ipynb').removeprefix('method/'))
-        if where.replace('/', '.').removesuffix('.index') != m[1].removesuffix('.__init__'): wrong.append(f'{p.name} exports {m[1]}')
+        where = re.sub(r'^\d\d_', '', p.relative_to(ROOT/'nbs').as_posix().removesuffix('.ipynb').removeprefix(
+            'method/'))
+        if where.replace('/', '.').removesuffix('.index') != m[1].removesuffix('.__init__'):
+            wrong.append(f'{p.name} exports {m[1]}')
     assert not wrong, '\n'.join(wrong)
 
 def functions(tree):
@@ -74,6 +79,43 @@ def test_nothing_is_too_long():
     for m,p in modules().items():
         text = p.read_text(encoding='utf-8')
         if (n := len(text.splitlines())) > MODULE_LINES: long.append(f'{m}: {n} lines')
-        long += [f'{m}.{f.name}: {f.end_lineno - f.lineno + 1} lines' for f in functions(ast.parse(text)) if f.end_lineno - f.lineno >= FUNCTION_LINES]
-        long += [f'{m}, a cell: {n} lines' for cell in re.split(r'^# %%.*\n', text, flags=re.M)[2:] if (n := len(cell.strip().splitlines())) > CELL_LINES]
+        long += [f'{m}.{f.name}: {f.end_lineno - f.lineno + 1} lines' for f in functions(ast.parse(text))
+                 if f.end_lineno - f.lineno >= FUNCTION_LINES]
+        long += [f'{m}, a cell: {n} lines' for cell in re.split(r'^# %%.*\n', text, flags=re.M)[2:]
+                 if (n := len(cell.strip().splitlines())) > CELL_LINES]
     assert not long, '\n'.join(long)
+
+# -- how lines read
+
+MOST_ASSIGNMENTS = 3 # in a line
+
+def sources():
+    "Parsed modules and tests, by path"
+    files = [*modules().values(), *(ROOT/'tests').glob('*.py'), ROOT/'nbs'/'site.py']
+    return {p.relative_to(ROOT):ast.parse(p.read_text(encoding='utf-8')) for p in files}
+
+def nested(tree):
+    "Lines of conditional expressions that hold another one"
+    inside = lambda n: any(isinstance(x, ast.IfExp) for c in ast.iter_child_nodes(n) for x in ast.walk(c))
+    return [n.lineno for n in ast.walk(tree) if isinstance(n, ast.IfExp) and inside(n)]
+
+def crowded(tree):
+    "Lines that assign more names than a reader follows"
+    names = {}
+    for n in ast.walk(tree):
+        if isinstance(n, (ast.AugAssign, ast.AnnAssign)): names[n.lineno] = names.get(n.lineno, 0) + 1
+        if isinstance(n, ast.Assign):
+            several = isinstance(n.targets[0], ast.Tuple) and isinstance(n.value, ast.Tuple)
+            names[n.lineno] = names.get(n.lineno, 0) + (len(n.targets[0].elts) if several else len(n.targets))
+    return [line for line,count in names.items() if count > MOST_ASSIGNMENTS]
+
+def test_what_is_looked_for_is_found():
+    assert nested(ast.parse('x = a if b else (c if d else e)')) == [1] and not nested(ast.parse('x = a if b else c'))
+    assert crowded(ast.parse('a, b, c, d = 1, 2, 3, 4')) == crowded(ast.parse('a = 1; b = 2; c = 3; d = 4')) == [1]
+    assert not crowded(ast.parse('a, b, c, d = f()')) and not crowded(ast.parse('a, b, c = 1, 2, 3'))
+
+def test_no_conditional_expression_is_inside_another():
+    assert not [f'{p}:{line}' for p,t in sources().items() for line in nested(t)]
+
+def test_at_most_three_assignments_a_line():
+    assert not [f'{p}:{line}' for p,t in sources().items() for line in crowded(t)]
