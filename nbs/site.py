@@ -60,7 +60,8 @@ def api_page(name):
            and (inspect.isfunction(o) or inspect.isclass(o))]
     parts = [entry(o, 2) + ''.join('\n' + entry(m, 3) for m in members(o)) for o in own]
     doc = (module.__doc__ or '').strip().split('\n')[0]
-    return '\n\n'.join([f'# a3t.{name}', doc, *parts])
+    notebook = re.search(r'File to edit: \S*?nbs/(\S+\.ipynb)', Path(module.__file__).read_text(encoding='utf-8'))[1]
+    return '\n\n'.join([f'# a3t.{name}', doc, f'Defined and shown working in [{notebook}](../{notebook}).', *parts])
 
 def outside_page(source, page):
     "A Markdown file from outside nbs/, its links made relative to the page"

@@ -1,5 +1,5 @@
 "The documentation: links in its sources exist, and the built site works in a browser without a network"
-import functools, http.server, importlib.util, json, re, subprocess, sys, threading
+import functools, http.server, importlib.util, json, re, subprocess, sys, threading, time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
@@ -97,8 +97,10 @@ def test_search_finds_actre_and_signatures_are_there(site, browser):
         assert browser.js("[...document.images].every(i => i.complete && i.naturalWidth)")
         browser.js("document.querySelector('[data-md-component=search-query]').focus()")
         browser.type('ActRe')
-        found = browser.js('''new Promise(done => { let n = 0; const look = () => { const a = document.querySelectorAll('.md-search-result__item a');
-            if (a.length || n++ > 100) done([...a].map(e => e.innerText).join('|')); else setTimeout(look, 100) }; look() })''')
+        for _ in range(100):
+            found = browser.js("[...document.querySelectorAll('.md-search-result__item a')].map(e => e.innerText).join()")
+            if found: break
+            time.sleep(.1)
         assert 'ActRe' in found
         browser.goto(urljoin(address, 'api/agents.html'))
         text = browser.text()
