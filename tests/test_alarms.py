@@ -3,7 +3,9 @@ import json, math
 from pathlib import Path
 import pytest
 from a3t.accumulate import append
-from a3t.quality.alarms import alarm, broken, context_full, contrast_runs_away, cut_short, error_alarms, falls, incoherent_reasons, incoherent_steps, no_successes, not_finite, stage_alarms, success_falls
+from a3t.quality.alarms import (alarm, broken, context_full, contrast_runs_away, cut_short, error_alarms, falls,
+                                incoherent_reasons, incoherent_steps, no_successes, not_finite, stage_alarms,
+                                success_falls)
 from a3t.core import A3TError, Step, Trajectory, read_json, write_json
 from a3t.losses import check_loss
 from a3t.runs.report import report_html, write_report
@@ -76,19 +78,18 @@ def steps(*cuts, actor='policy', full=False):
                       full=full)
 
 def test_answers_cut_short():
-    assert names(cut_short([steps(*[False]*99),
-                            steps(True, actor='sampled')])) == ['answers cut short'], 'a single reason by ActRe'
-    assert cut_short([steps(*[True]*10,
-                            *[False]*90)]) == [] and names(cut_short([steps(*[True]*20,
-                                                                            *[False]*80)])) == ['answers cut short']
-    assert 'before their end: 1 of 3 reasons by ActRe, and 2 of 4 steps' in cut_short([steps(True, False, False,
-        actor='sampled'), steps(True, True, False, False)])[0]['text']
+    by_actre = [steps(*[False]*99), steps(True, actor='sampled')]
+    assert names(cut_short(by_actre)) == ['answers cut short'], 'a single reason by ActRe'
+    assert cut_short([steps(*[True]*10, *[False]*90)]) == []
+    assert names(cut_short([steps(*[True]*20, *[False]*80)])) == ['answers cut short']
+    some = cut_short([steps(True, False, False, actor='sampled'), steps(True, True, False, False)])
+    assert 'before their end: 1 of 3 reasons by ActRe, and 2 of 4 steps' in some[0]['text']
     assert cut_short([]) == cut_short([steps(False), steps(False, actor='sampled')]) == []
 
 def test_lost_to_a_full_context():
     assert context_full([]) == context_full([steps(False)]) == []
-    assert context_full([steps(False), steps(False, full=True)])[0]['text'].startswith('1 of 2 episodes were lost '
-                                                                                       'because they filled the context')
+    found = context_full([steps(False), steps(False, full=True)])
+    assert found[0]['text'].startswith('1 of 2 episodes were lost because they filled the context')
 
 @pytest.mark.parametrize('name,where',
                          [('baselines', 'episodes/untrained'), ('explore', 'trajectories'),

@@ -9,7 +9,8 @@ from a3t.evaluate import fisher_test
 from a3t.envs.base import TextEnv, ToyHouse, play
 from a3t.opening.search import first_successes
 from a3t.runs.report import write_report
-from a3t.quality.stability import ADVICE, Explored, coverage, distinct_n, judge, reachable, stability_records, verb_entropy, verdict, what_it_did
+from a3t.quality.stability import (ADVICE, Explored, coverage, distinct_n, judge, reachable, stability_records,
+                                   verb_entropy, verdict, what_it_did)
 from test_report import make_run
 
 def traj(task, *actions, won=True, reason='because'):
