@@ -18,7 +18,7 @@ from test_runs import by_hand, fake, fakes  # noqa: F401 (fake is a fixture)
 from test_report import make_run
 
 def names(found): return [a['name'] for a in found]
-def told(reason, won=True, n=1):
+def with_reason(reason, won=True, n=1):
     return [Trajectory(f't{i}', 'put', 'put a mug in the shelf.', 'You see a shelf 1.',
                        (Step(reason, 'go to shelf 1', f'You see a mug {i}.'),), float(won), won) for i in range(n)]
 def score(k, n=60): return dict(successes=k, n=n)
@@ -44,13 +44,13 @@ def test_only_what_was_seen_before_the_step_counts():
     assert incoherent_steps([t]) == [False, False, True]
 
 def test_incoherent_reasons():
-    assert names(incoherent_reasons(told('The spoon 9 is here.', n=30))) == ['incoherent reasons']
-    assert not incoherent_reasons(told('The shelf 1 is here.', n=30)) and not incoherent_reasons(told('',
-        n=30)) and not incoherent_reasons([])
-    assert not incoherent_reasons(
-        told('The shelf 1 is here.', n=28) + told('The spoon 9.', n=2)), 'two of thirty may be chance'
+    assert names(incoherent_reasons(with_reason('The spoon 9 is here.', n=30))) == ['incoherent reasons']
+    assert not incoherent_reasons(with_reason('The shelf 1 is here.', n=30))
+    assert not incoherent_reasons(with_reason('', n=30)) and not incoherent_reasons([])
+    mixed = with_reason('The shelf 1 is here.', n=28) + with_reason('The spoon 9.', n=2)
+    assert not incoherent_reasons(mixed), 'two of thirty may be chance'
 
-def test_errors_of_training_bear_the_names_of_alarms():
+def test_errors_of_training_start_with_the_names_of_alarms():
     for loss,lost,name in ((math.nan, 0., 'the loss is not finite'), (1., -99., 'the contrast term runs away')):
         with pytest.raises(A3TError) as e: check_loss(loss, lost, 400)
         assert names(error_alarms(str(e.value))) == [name]
@@ -122,15 +122,15 @@ def provoke(run, name, round=0, **what):
 def test_each_is_in_the_manifest_the_progress_line_and_the_report(fake, capsys):
     run, _ = open_run(fake.run('a'), 'smoke', {'rounds':2})
     by_hand(run, 1)
-    assert provoke(run, 'explore', trajectories=told('The spoon 9.', won=False, n=30)) == ['no successes found',
-                                                                                           'incoherent reasons']
+    lost = with_reason('The spoon 9.', won=False, n=30)
+    assert provoke(run, 'explore', trajectories=lost) == ['no successes found', 'incoherent reasons']
     at = read_json(run/'progress.json')
     assert progress_line('explore', 0, at, 5).endswith('warning: no successes found, incoherent reasons · 5 s')
     assert provoke(run, 'train', log=[dict(step=1, loss=math.nan, logp_lost=-50.)]) == ['the loss is not finite',
                                                                                         'the contrast term runs away']
     assert provoke(run, 'evaluate', scores={'unseen':score(50)}) == []
-    assert provoke(run, 'explore', 1, trajectories=told('The shelf 1.', n=3)) == [] == provoke(run, 'train', 1,
-        log=[dict(step=1, loss=1.)])
+    assert provoke(run, 'explore', 1, trajectories=with_reason('The shelf 1.', n=3)) == []
+    assert provoke(run, 'train', 1, log=[dict(step=1, loss=1.)]) == []
     assert provoke(run, 'evaluate', 1, scores={'unseen':score(10)}) == ['success falls']
     assert 'warning: success falls: 10 of 60 tasks, but 50 of 60 in round 0' in capsys.readouterr().out
     with Watch(run, 'evaluate', 1): pass
