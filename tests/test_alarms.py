@@ -3,7 +3,9 @@ import json, math
 from pathlib import Path
 import pytest
 from a3t.accumulate import append
-from a3t.quality.alarms import alarm, broken, context_full, contrast_runs_away, cut_short, error_alarms, falls, incoherent_reasons, incoherent_steps, no_successes, not_finite, stage_alarms, success_falls
+from a3t.quality.alarms import (alarm, broken, context_full, contrast_runs_away, cut_short, error_alarms, falls,
+                                incoherent_reasons, incoherent_steps, no_successes, not_finite, stage_alarms,
+                                success_falls)
 from a3t.core import A3TError, Step, Trajectory, read_json, write_json
 from a3t.losses import check_loss
 from a3t.runs.report import report_html, write_report
@@ -16,7 +18,7 @@ from test_runs import by_hand, fake, fakes  # noqa: F401 (fake is a fixture)
 from test_report import make_run
 
 def names(found): return [a['name'] for a in found]
-def told(reason, won=True, n=1):
+def with_reason(reason, won=True, n=1):
     return [Trajectory(f't{i}', 'put', 'put a mug in the shelf.', 'You see a shelf 1.',
                        (Step(reason, 'go to shelf 1', f'You see a mug {i}.'),), float(won), won) for i in range(n)]
 def score(k, n=60): return dict(successes=k, n=n)
@@ -42,13 +44,13 @@ def test_only_what_was_seen_before_the_step_counts():
     assert incoherent_steps([t]) == [False, False, True]
 
 def test_incoherent_reasons():
-    assert names(incoherent_reasons(told('The spoon 9 is here.', n=30))) == ['incoherent reasons']
-    assert not incoherent_reasons(told('The shelf 1 is here.', n=30)) and not incoherent_reasons(told('',
-        n=30)) and not incoherent_reasons([])
-    assert not incoherent_reasons(
-        told('The shelf 1 is here.', n=28) + told('The spoon 9.', n=2)), 'two of thirty may be chance'
+    assert names(incoherent_reasons(with_reason('The spoon 9 is here.', n=30))) == ['incoherent reasons']
+    assert not incoherent_reasons(with_reason('The shelf 1 is here.', n=30))
+    assert not incoherent_reasons(with_reason('', n=30)) and not incoherent_reasons([])
+    mixed = with_reason('The shelf 1 is here.', n=28) + with_reason('The spoon 9.', n=2)
+    assert not incoherent_reasons(mixed), 'two of thirty may be chance'
 
-def test_errors_of_training_bear_the_names_of_alarms():
+def test_errors_of_training_start_with_the_names_of_alarms():
     for loss,lost,name in ((math.nan, 0., 'the loss is not finite'), (1., -99., 'the contrast term runs away')):
         with pytest.raises(A3TError) as e: check_loss(loss, lost, 400)
         assert names(error_alarms(str(e.value))) == [name]
@@ -76,19 +78,18 @@ def steps(*cuts, actor='policy', full=False):
                       full=full)
 
 def test_answers_cut_short():
-    assert names(cut_short([steps(*[False]*99),
-                            steps(True, actor='sampled')])) == ['answers cut short'], 'a single reason by ActRe'
-    assert cut_short([steps(*[True]*10,
-                            *[False]*90)]) == [] and names(cut_short([steps(*[True]*20,
-                                                                            *[False]*80)])) == ['answers cut short']
-    assert 'before their end: 1 of 3 reasons by ActRe, and 2 of 4 steps' in cut_short([steps(True, False, False,
-        actor='sampled'), steps(True, True, False, False)])[0]['text']
+    by_actre = [steps(*[False]*99), steps(True, actor='sampled')]
+    assert names(cut_short(by_actre)) == ['answers cut short'], 'a single reason by ActRe'
+    assert cut_short([steps(*[True]*10, *[False]*90)]) == []
+    assert names(cut_short([steps(*[True]*20, *[False]*80)])) == ['answers cut short']
+    some = cut_short([steps(True, False, False, actor='sampled'), steps(True, True, False, False)])
+    assert 'before their end: 1 of 3 reasons by ActRe, and 2 of 4 steps' in some[0]['text']
     assert cut_short([]) == cut_short([steps(False), steps(False, actor='sampled')]) == []
 
 def test_lost_to_a_full_context():
     assert context_full([]) == context_full([steps(False)]) == []
-    assert context_full([steps(False), steps(False, full=True)])[0]['text'].startswith('1 of 2 episodes were lost '
-                                                                                       'because they filled the context')
+    found = context_full([steps(False), steps(False, full=True)])
+    assert found[0]['text'].startswith('1 of 2 episodes were lost because they filled the context')
 
 @pytest.mark.parametrize('name,where',
                          [('baselines', 'episodes/untrained'), ('explore', 'trajectories'),
@@ -121,15 +122,15 @@ def provoke(run, name, round=0, **what):
 def test_each_is_in_the_manifest_the_progress_line_and_the_report(fake, capsys):
     run, _ = open_run(fake.run('a'), 'smoke', {'rounds':2})
     by_hand(run, 1)
-    assert provoke(run, 'explore', trajectories=told('The spoon 9.', won=False, n=30)) == ['no successes found',
-                                                                                           'incoherent reasons']
+    lost = with_reason('The spoon 9.', won=False, n=30)
+    assert provoke(run, 'explore', trajectories=lost) == ['no successes found', 'incoherent reasons']
     at = read_json(run/'progress.json')
     assert progress_line('explore', 0, at, 5).endswith('warning: no successes found, incoherent reasons · 5 s')
     assert provoke(run, 'train', log=[dict(step=1, loss=math.nan, logp_lost=-50.)]) == ['the loss is not finite',
                                                                                         'the contrast term runs away']
     assert provoke(run, 'evaluate', scores={'unseen':score(50)}) == []
-    assert provoke(run, 'explore', 1, trajectories=told('The shelf 1.', n=3)) == [] == provoke(run, 'train', 1,
-        log=[dict(step=1, loss=1.)])
+    assert provoke(run, 'explore', 1, trajectories=with_reason('The shelf 1.', n=3)) == []
+    assert provoke(run, 'train', 1, log=[dict(step=1, loss=1.)]) == []
     assert provoke(run, 'evaluate', 1, scores={'unseen':score(10)}) == ['success falls']
     assert 'warning: success falls: 10 of 60 tasks, but 50 of 60 in round 0' in capsys.readouterr().out
     with Watch(run, 'evaluate', 1): pass

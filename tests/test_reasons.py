@@ -2,7 +2,9 @@
 from dataclasses import replace
 import pytest
 from a3t.core import Step, Trajectory
-from a3t.quality.reasons import command_logprobs, diagnose, diagnosis_table, examples_html, explained, kinds_of_things, snapshots, near_duplicates, rank_of, seen_so_far, strangers, template, unseen_names
+from a3t.quality.reasons import (command_logprobs, diagnose, diagnosis_table, examples_html, explained,
+                                 kinds_of_things, near_duplicates, other_reasons, points, rank_of, seen_so_far,
+                                 template, unseen_names)
 from a3t.envs.base import ToyHouse
 from a3t.opening.search import first_successes
 from a3t.models.scripted import ScriptedModel
@@ -18,11 +20,11 @@ async def elsewhere(traj, action, seed=0): return 'I want to look around.'
 async def liar(traj, action, seed=0): return f'I want to {action}, the dragon 7 is there.'
 
 def rows(actre, n=12):
-    return diagnose(reader, explained(snapshots(house, won, n), actre), kinds | {'dragon'}, 'toy house')
+    return diagnose(reader, explained(points(house, won, n), actre), kinds | {'dragon'}, 'toy house')
 
 def test_kinds_of_actions():
-    ms = snapshots(house, won, 12)
-    assert {m.kind for m in ms} == {'sensible', 'random', 'absurd'} and ms == snapshots(house, won, 12)
+    ms = points(house, won, 12)
+    assert {m.kind for m in ms} == {'sensible', 'random', 'absurd'} and ms == points(house, won, 12)
     for m in ms:
         assert (m.action in m.commands) == (m.kind != 'absurd')
         assert m.action in m.later or m.kind != 'sensible'
@@ -34,8 +36,8 @@ def test_honest_reasons_pass():
 
 def test_reasons_that_fit_anything_recover_nothing():
     r = rows(elsewhere)
-    assert (r['rank'] == 1).mean() < .2 and abs(r.lift.mean()) < .2*rows(honest).lift.mean() and r.repeats.mean(
-        ) > .9 and r.template.nunique() == 1
+    assert (r['rank'] == 1).mean() < .2 and abs(r.lift.mean()) < .2*rows(honest).lift.mean()
+    assert r.repeats.mean() > .9 and r.template.nunique() == 1
 
 def test_made_up_things_are_found():
     r = rows(liar)
@@ -54,12 +56,13 @@ def test_ranks(scores, rank): assert rank_of(0, scores) == rank
 
 def test_probabilities_sum_to_one():
     import math
-    m = snapshots(house, won, 1)[0]
+    m = points(house, won, 1)[0]
     assert sum(map(math.exp, gather([command_logprobs(reader, m.history, m.commands, 'look')])[0])) == pytest.approx(1)
 
-def test_a_stranger_is_the_reason_of_another_action():
-    ms = explained(snapshots(house, won, 8), honest)
-    for m, s in zip(ms, strangers(ms)): assert s != m.reason
+def test_other_reasons_belong_to_another_action():
+    ms = explained(points(house, won, 8), honest)
+    for m, s in zip(ms, other_reasons(ms)): assert s != m.reason
+
 def test_repetition():
     assert near_duplicates(['a b c', 'a b c', 'something else']) == [False, True, False]
     assert template('Take the mug 3 from the shelf.', {'mug', 'shelf'}) == 'Take the _ from the _.'

@@ -9,7 +9,8 @@ from a3t.evaluate import fisher_test
 from a3t.envs.base import TextEnv, ToyHouse, play
 from a3t.opening.search import first_successes
 from a3t.runs.report import write_report
-from a3t.quality.stability import ADVICE, Explored, coverage, distinct_n, judge, reachable, stability_records, verb_entropy, verdict, what_it_did
+from a3t.quality.stability import (ADVICE, Explored, coverage, distinct_n, judge, reachable, stability_records,
+                                   verb_entropy, verdict, what_it_did)
 from test_report import make_run
 
 def traj(task, *actions, won=True, reason='because'):
@@ -155,9 +156,9 @@ def test_the_verdict_agrees_with_the_alarm():
 
 def test_chance_alone_seldom_gets_a_verdict():
     "Three rounds of equal skill: rarely called better or worse"
-    dice, said = random.Random(0), Counter()
+    rng, said = random.Random(0), Counter()
     for _ in range(400):
-        played = {r:[traj(str(t), 'go', won=dice.random() < .5) for t in range(60)] for r in range(3)}
+        played = {r:[traj(str(t), 'go', won=rng.random() < .5) for t in range(60)] for r in range(3)}
         said[verdict(stability_records([[traj('a', 'go')]]*3, played))] += 1
     assert said['improving'] < 20 and said['degrading'] < 20 and said['too few to tell'] > 360
 

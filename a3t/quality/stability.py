@@ -27,7 +27,7 @@ def distinct_n(
     return len(seen)/total if total else 0.
 
 def _add_grams(seen, text, n):
-    "Add the n-grams of a text to a set; how many they are"
+    "Add the n-grams of a text to a set; returns their number"
     words = text.lower().split()
     seen.update(zip(*(words[i:] for i in range(n))))
     return max(len(words) - n + 1, 0)
@@ -45,7 +45,7 @@ def _entropy(counts): return sum(k/counts.total()*math.log2(counts.total()/k) fo
 def what_it_did(
     traj, # a `Trajectory`
 )->tuple: # hashable
-    "Task and actions: what makes two trajectories the same but for their reasons"
+    "Task and actions: two trajectories with the same ones differ only in reasons"
     return traj.task, *traj.actions
 
 # %% ../../nbs/quality/stability.ipynb #8242f2c0
@@ -82,7 +82,7 @@ def states_of(
     return found
 
 # %% ../../nbs/quality/stability.ipynb #2ef3af94
-MOST_TASKS = 100 # whose states are visited: each step of their trajectories is played again
+MOST_TASKS = 100 # coverage looks at so many tasks only, because it plays their trajectories again
 
 def coverage(
     env, # as above
@@ -96,7 +96,7 @@ def coverage(
     try:
         for t in chosen:
             if t not in known: known[t] = reachable(env, t)
-    except (NotImplementedError, A3TError): return None # it cannot save states, or has other tasks
+    except (NotImplementedError, A3TError): return None # the environment cannot save states, or has other tasks
     seen = {t:set() for t in chosen}
     for t in trajectories:
         if t.task in seen: seen[t.task] |= states_of(env, t) & known[t.task]
@@ -105,10 +105,10 @@ def coverage(
 
 # %% ../../nbs/quality/stability.ipynb #1d1b1f4b
 class Explored:
-    "What is counted of a round's trajectories while they pass one by one; texts are kept as hashes of 8 bytes"
+    "Counts of a round's explored trajectories, read one at a time; texts are kept as 8-byte hashes"
     def __init__(self,
         trajectories, # of `Trajectory`
-        env=None, # keeps the trajectories of the first tasks, for `coverage`
+        env=None, # an environment for `coverage`; with it, the trajectories of the first tasks are kept
     ):
         self.did, self.actions, self.reasons = array('q'), array('q'), array('q')
         self.grams, self.n_grams, self.won, self.first, self.env = set(), 0, set(), {}, env
@@ -122,7 +122,7 @@ class Explored:
         if self.env: self._keep(t)
 
     def _keep(self, t):
-        "Keep a trajectory if its task is among the first by id; a later task makes room"
+        "Keep a trajectory if its task is among the first by id, in place of a later task's"
         if t.task not in self.first and len(self.first) == MOST_TASKS:
             last = max(self.first)
             if t.task > last: return
@@ -134,8 +134,7 @@ class Explored:
         return [t for trajectories in self.first.values() for t in trajectories]
 
 def _evaluated(trajectories):
-    """What is counted of a round's episodes while they pass one by one: their number, tasks, tasks won, entropy of the
-    verbs"""
+    "Counts of a round's evaluated episodes: number, tasks, tasks won, entropy of the verbs"
     n, tasks, won, verbs = 0, set(), set(), Counter()
     for t in trajectories:
         n += 1
@@ -146,7 +145,7 @@ def _evaluated(trajectories):
 
 # %% ../../nbs/quality/stability.ipynb #1d1b1f4a
 def _compared(played, r):
-    "What the evaluation of a round says, alone and beside each earlier round on the same tasks"
+    "A round's evaluation, alone and against each earlier round on the same tasks"
     now = played[r]
     same = {i:played[i]['won'] for i in sorted(played) if i < r and played[i]['tasks'] == now['tasks']}
     against = [dict(round=i, won=len(now['won'] - won), lost=len(won - now['won'])) for i,won in same.items()]
@@ -155,10 +154,9 @@ def _compared(played, r):
                 panel=content_hash(sorted(now['tasks']))[:16], against=against)
 
 def stability_records(
-    # for each round, the `Trajectory`s that were explored in it, `None` for a round that has not explored; each passes
-    # once, so a `stream` will do
+    # for each round its explored `Trajectory`s, `None` for a round without any; read once, so a `stream` will do
     made,
-    played:dict, # round → the `Trajectory`s of its evaluation; the same holds
+    played:dict, # round → the `Trajectory`s of its evaluation; read once
     env=None, # an environment that can save its states; `None`: no coverage
 )->list: # a dict for each round that has explored
     "The numbers of each round, from trajectories alone"
@@ -183,20 +181,16 @@ def stability_table(
 )->pd.DataFrame: # a row for each round
     "The numbers to read"
     df = pd.DataFrame(records).set_index('round').drop(columns=['panel', 'against'], errors='ignore')
-    return df.rename(columns=lambda c: c.replace('distinct_2', 'distinct-2').replace('_', ' ')).dropna(axis=1,
-                                                                                                       how='all')
+    df.columns = [c.replace('distinct_2', 'distinct-2').replace('_', ' ') for c in df.columns]
+    return df.dropna(axis=1, how='all')
 
 # %% ../../nbs/quality/stability.ipynb #4de15337
-ALPHA = .05   # a difference counts that chance alone makes less often
+ALPHA = .05   # a difference counts if its p is below this
 Z90 = 1.645   # quantile of the normal distribution for a 90% interval: two one-sided tests at 5%
-
-MARGIN = .1   # success rates that surely differ by less count as equal
-
-HIGH = .95    # a success rate that leaves next to nothing to win
-
-NEW = .01     # newly solved training tasks, over all solved, that count as none
-
-PATIENCE = 2  # rounds without a change, until it is called saturated
+MARGIN = .1   # success rates that differ by less count as equal
+HIGH = .95    # a success rate that leaves almost nothing to win
+NEW = .01     # share of newly solved training tasks, over all solved, that counts as none
+PATIENCE = 2  # rounds without a change before the verdict is saturated
 
 ADVICE = {'improving':'Go on: another round may help.',
           'degrading':'Go back to the best round. Train on from there with a lower learning_rate or fewer epochs.',
@@ -269,7 +263,7 @@ def _saturated(rounds, records):
 def judge(
     records:list, # from `stability_records`
 )->dict: # `verdict`, a key of `ADVICE`; `why`: the numbers behind it; `advice`: what to do
-    "How does the self-training go, and what do the counts support?"
+    "The verdict on self-training that the counts support, with the numbers behind it"
     say = lambda word, why: dict(verdict=word, why=why, advice=ADVICE[word])
     rounds = _on_one_panel(records)
     if rounds and not any(r['successes'] for r in rounds):
@@ -284,5 +278,5 @@ def judge(
 def verdict(
     records:list, # from `stability_records`
 )->str: # a key of `ADVICE`
-    "How does the self-training go, in a word or two?"
+    "The verdict alone"
     return judge(records)['verdict']
