@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'Cut', 'ReAct', 'listed', 'Sampler', 'Script', 'invalid_run', 'ask_policy', 'ask_actre', 'episode',
-           'rollout', 'sample_action', 'ActRe', 'held_thing', 'pattern', 'roles', 'filled', 'Wording', 'OneOf']
+           'rollout', 'sample_action', 'ActRe', 'held_thing', 'pattern', 'roles', 'filled', 'Wording', 'unseen',
+           'OneOf']
 
 # %% ../nbs/method/03_agents.ipynb #9716825d
 import inspect, itertools, random, re
@@ -47,7 +48,21 @@ class ReAct:
         temperature:float=0., # 0 takes the most likely token
         max_tokens:int=64, # most tokens of a reason and an action together
     ):
-        self.lm, self.instruction, self.exemplar, self.temperature, self.max_tokens = lm, instruction, exemplar, temperature, max_tokens
+        self.lm, self.instruction, self.exemplar = lm, instruction, exemplar
+        self.temperature, self.max_tokens = temperature, max_tokens
+
+    @classmethod
+    def from_settings(cls,
+        S:dict, # settings of a run
+        lm, # a `LanguageModel`
+        env, # the environment: its instruction and exemplar
+        trained:bool=True, # is the model trained to act? An untrained one always sees instruction and exemplar
+        temperature:str='eval_temperature', # the setting that holds the temperature; 'temperature' while exploring
+    ): # the policy
+        "The policy of a run"
+        shown = S['policy_exemplar'] or not trained
+        prompt = dict(instruction=env.instruction, exemplar=env.exemplar) if shown else {}
+        return cls(lm, temperature=S[temperature], max_tokens=S['step_tokens'], **prompt)
 
     async def __call__(self,
         traj:Trajectory, # the episode so far
@@ -190,8 +205,19 @@ class ActRe:
         temperature:float=0., # 0 takes the most likely token
         max_tokens:int=48, # most tokens of a reason that is free; a bound one ends where its sentence ends
     ):
-        self.lm, self.exemplar, self.instruction, self.temperature, self.max_tokens = lm, exemplar, instruction, temperature, max_tokens
+        self.lm, self.exemplar, self.instruction = lm, exemplar, instruction
+        self.temperature, self.max_tokens = temperature, max_tokens
         self.wording = Wording(exemplar, grounded) if grounded else None
+
+    @classmethod
+    def from_settings(cls,
+        S:dict, # settings of a run
+        lm, # a `LanguageModel`
+        env, # the environment: its exemplar, and what its actions name
+    ): # ActRe
+        "ActRe of a run"
+        return cls(lm, env.exemplar, grounded=env if S['grounded_reasons'] else None, temperature=S['temperature'],
+                   max_tokens=S['reason_tokens'])
 
     async def __call__(self,
         traj:Trajectory, # the episode so far
@@ -301,6 +327,15 @@ class Wording:
                     yield t, sum(bool(known[n]) for k,n in set(p for p in pat if isinstance(p, tuple)) if k == 'goal')
         found = next((f for f in (list(some(*x)) for x in itertools.product((0, 1, 2), (2, 1, 0))) if f), [])
         return list(dict.fromkeys(t for t,n in found if n == max(n for _,n in found)))
+
+# %% ../nbs/method/03_agents.ipynb #unseen01
+def unseen(
+    names, # of str, with a number (*mug 1*) or without (*mug*)
+    text:str, # all that has been shown
+)->list: # those of the names, in order
+    "The names that a text has not shown; *mug 1* is not shown by *mug 12*, and *mugs* show a *mug*"
+    end = lambda name: r'(?!\d)' if name[-1:].isdigit() else r's?\b'
+    return [n for n in names if not re.search(rf'\b{re.escape(n)}{end(n)}', text)]
 
 # %% ../nbs/method/03_agents.ipynb #73c8ff42
 @lru_cache(2**16)

@@ -56,6 +56,8 @@ def check_panel(
                            f'the episodes and evaluate again')
 
 # %% ../nbs/method/10_evaluate.ipynb #13b75e1e
+def _here(how, parts): return ((p, how(p)) for p in parts)
+
 def trials(
     store, # folder of a trajectory store; what is in it is not played again
     tasks, # the panel
@@ -64,16 +66,18 @@ def trials(
     policy, # as in `rollout`
     wave:int=64, # episodes at once, which are stored together
     progress:str=None, # label of the progress bars, one for each wave; none by default
-    **kwargs, # further arguments of `rollout`: `seed`, `patience`
+    spread=_here, # function of (how, parts) that yields (part, `how(part)`) in order, such as `a3t.runs.cluster.waves`
+    **kwargs, # further arguments of `rollout`: `seed`, `patience`, `round`
 )->list: # of `Trajectory`: all that the store holds
     "One trial for each task of a panel; raises `A3TError` where the store holds other tasks"
     have = {t.task for t in entries(store, missing_ok=True)}
     waves = list(chunked([t for t in tasks if t not in have], wave))
-    for i,some_tasks in enumerate(waves, 1):
+    of = lambda i: f'{progress}, wave {i} of {len(waves)}' if progress and len(waves) > 1 else progress
+    def play(part):
+        label, some_tasks = part
         lm.forget()
-        label = f'{progress}, wave {i} of {len(waves)}' if progress and len(waves) > 1 else progress
-        append(store, rollout(make_env, some_tasks, policy, limit=wave, processes=lm.processes, progress=label,
-                              **kwargs))
+        return rollout(make_env, some_tasks, policy, limit=wave, processes=lm.processes, progress=label, **kwargs)
+    for _, made in spread(play, [(of(i), w) for i,w in enumerate(waves, 1)]): append(store, made)
     episodes = read(store, missing_ok=True)
     check_panel(episodes, tasks)
     return episodes

@@ -11,9 +11,10 @@ from a3t.envs.alfworld.simulator import AlfSim
 from a3t.envs.alfworld.engine import EXEMPLAR, AlfWorld
 from a3t.envs.base import TextEnv, ToyHouse, play
 from a3t.envs.contract import check_environment
-from a3t.opening.imitate import Habits, habit, imitate
-from a3t.opening.search import Whereabouts, add_search, clairvoyant, first_successes, settle
-from a3t.opening.explore import explore, shrink, wins
+from a3t.opening import first_successes
+from a3t.opening.explore import acts_on_unseen, canonicalise, explore, shrink, wins
+from a3t.opening.imitate import Skeletons, imitate, skeleton
+from a3t.opening.search import SearchPrior, add_search
 from a3t.models.base import ContextFull, encode_segments, gather, toy_tokenizer
 from a3t.models.scripted import ScriptedModel
 from a3t.models.local import LocalModel
@@ -300,25 +301,25 @@ def test_what_is_found_wins_and_is_short(house):
         for i in range(len(best)): assert not wins(house, task, best[:i] + best[i+1:])
         searched = add_search(house, play(house, task, best), looks=3)
         assert searched.won and all(s.valid for s in searched.steps)
-        settled = settle(house, task, best)
-        assert wins(house, task, settled) == len(settled) and (settled == best
-                                                               or not clairvoyant(play(house, task, settled)))
+        canonical = canonicalise(house, task, best)
+        assert wins(house, task, canonical) == len(canonical) and (canonical == best
+                                                                   or not acts_on_unseen(play(house, task, canonical)))
     assert solved >= 8
 
 def test_search_goes_where_things_were_found(house):
     successes = [t for task in house.tasks('train') for t in first_successes(house, task, looks=0)]
-    where = Whereabouts(house, successes)
-    kind = max(where.found, key=lambda k: (k != '') * sum(where.found[k].values()))
+    prior = SearchPrior(house, successes)
+    kind = max(prior.found, key=lambda k: (k != '') * sum(prior.found[k].values()))
     _, info = house.reset(options={'task':successes[0].task})
-    order = where.order(kind, info['admissible_actions'], '', house.reset(options={'task':successes[0].task})[0])
-    chances = [where.chance(kind, a) for a in order]
+    order = prior.order(kind, info['admissible_actions'], '', house.reset(options={'task':successes[0].task})[0])
+    chances = [prior.probability(kind, a) for a in order]
     assert order and chances == sorted(chances,
                                        reverse=True) and all(chances) and set(order) <= set(info['admissible_actions'])
-    assert not any(where.chance(kind, a) for a in info['admissible_actions'] if a not in order)
+    assert not any(prior.probability(kind, a) for a in info['admissible_actions'] if a not in order)
     for t in successes:
-        found = add_search(house, t, looks=20, where=where)
-        assert found == add_search(house, t, looks=20, where=where) and found.won and all(s.valid for s in found.steps)
-        assert add_search(house, t, looks=0, where=where).won
+        found = add_search(house, t, looks=20, prior=prior)
+        assert found == add_search(house, t, looks=20, prior=prior) and found.won and all(s.valid for s in found.steps)
+        assert add_search(house, t, looks=0, prior=prior).won
 
 def test_what_was_come_upon_is_taken_instead():
     env = AlfSim(generate_games(5, train=6, seen=0, unseen=0, types=('pick',), receptacles=(6, 8), objects=(14, 18)),
@@ -339,15 +340,15 @@ def test_no_budget_no_success(house): assert first_successes(house, house.tasks(
 
 # -- imitation
 
-def test_habits_are_without_names():
+def test_skeletons_are_without_names():
     actions = ['go to fridge 1', 'go to cabinet 2', 'open cabinet 2', 'take mug 1 from cabinet 2', 'go to sinkbasin 1',
                'clean mug 1 with sinkbasin 1', 'go to shelf 3', 'move mug 1 to shelf 3']
-    what, kinds, enabling = habit(NAMES, actions)
+    what, kinds, enabling = skeleton(NAMES, actions)
     assert what == ((('go to {}', (0,)), ('take {} from {}', (1, 2)), ('clean {} with {}', (1, 3)),
                      ('move {} to {}', (1, 4))), (0, 1, 2, 3, 4))
     assert kinds == ('fridge', 'mug', 'cabinet', 'sinkbasin', 'shelf') and enabling['take {} from {}'] == ['go to {}',
                                                                                                            'open {}']
-    two = habit(NAMES, ['take mug 1 from desk 1', 'move mug 1 to shelf 1', 'take mug 2 from desk 1',
+    two = skeleton(NAMES, ['take mug 1 from desk 1', 'move mug 1 to shelf 1', 'take mug 2 from desk 1',
                         'move mug 2 to shelf 1'])[0]
     assert two[0] == (('take {} from {}', (0, 1)), ('move {} to {}', (0, 2)), ('take {} from {}', (3, 1)),
                       ('move {} to {}', (3, 2))) and two[1] == (0, 1, 2, 0)
@@ -356,19 +357,20 @@ def test_imitation_wins_by_the_reward_alone(house):
     found = {t:shrink(house, t, a) for t in house.tasks('train') if (a := explore(house, t, 20_000)[0])}
     won = 0
     for t in found:
-        way, n = imitate(house, t, Habits(house, [('', a) for u,a in found.items() if u != t]), 20_000)
+        way, n = imitate(house, t, Skeletons(house, [('', a) for u,a in found.items() if u != t]), 20_000)
         assert way is None or wins(house, t, way) == len(way) <= n
         won += way is not None
     assert won >= len(found)/3
-    assert imitate(house, t, Habits(house, []), 20_000)[0] is None and imitate(house, t,
-        Habits(house, [('', a) for a in found.values()]), 1)[0] is None
+    assert imitate(house, t, Skeletons(house, []), 20_000)[0] is None and imitate(house, t,
+        Skeletons(house, [('', a) for a in found.values()]), 1)[0] is None
 
 def test_kinds_that_never_change_are_fixed():
-    h = Habits(NAMES, [('', [f'take mug 1 from desk {i}', 'clean mug 1 with sinkbasin 1', f'move mug 1 to shelf {i}'])
-                       for i in (1, 2, 3)] + [('', ['take pan 1 from desk 1', 'clean pan 1 with sinkbasin 2',
-                                                    'move pan 1 to bed 1'])])
-    (what,) = h.kinds
-    assert h.fixed(what) == {1:'desk', 2:'sinkbasin'}
+    mugs = [('', [f'take mug 1 from desk {i}', 'clean mug 1 with sinkbasin 1', f'move mug 1 to shelf {i}'])
+            for i in (1, 2, 3)]
+    pan = ('', ['take pan 1 from desk 1', 'clean pan 1 with sinkbasin 2', 'move pan 1 to bed 1'])
+    skeletons = Skeletons(NAMES, [*mugs, pan])
+    (plan,) = skeletons.kinds
+    assert skeletons.fixed(plan) == {1:'desk', 2:'sinkbasin'}
 
 def test_a_thought_is_not_the_step():
     "Any text model may think first: the policy's action and ActRe's reason are what comes after the thought"

@@ -4,7 +4,7 @@ import pytest
 from a3t.core import Step, Trajectory
 from a3t.quality.reasons import command_logprobs, diagnose, diagnosis_table, examples_html, explained, kinds_of_things, snapshots, near_duplicates, rank_of, seen_so_far, strangers, template, unseen_names
 from a3t.envs.base import ToyHouse
-from a3t.opening.search import first_successes
+from a3t.opening import first_successes
 from a3t.models.scripted import ScriptedModel
 from a3t.models.base import gather
 

@@ -7,13 +7,20 @@ __all__ = ['write_progress', 'watch_bars', 'Stage', 'open_stage', 'follow_execut
 
 # %% ../../nbs/runs/stage.ipynb #h2imports
 import os, select, shutil, signal, threading, time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from fastcore.basics import patch
+from fastcore.basics import chunked, patch
 from tqdm import tqdm
+from ..accumulate import append
 from ..core import A3TError, read_json, seed_for, write_json
 from ..envs.base import Panel, environment_spec, load_environment
+from ..evaluate import trials as play_panel
+from ..models.api import model_arguments
+from ..models.journal import Journal
 from ..quality.alarms import stage_alarms
+from .cluster import LoadedThere, waves
 from .executor import run_needed
 from .folders import OUTPUTS, _check_complete, open_run, stage_folder, stage_name
 from .manifests import _begun, _hashes, lock, read_manifest, set_aside, stage_state, unlock
@@ -61,6 +68,7 @@ class Stage:
     begun:dict     # hashes of what the stage depends on
     before:float=0.# seconds that earlier attempts took
     t0:float=0.    # when this attempt began
+    models:list=field(default_factory=list, repr=False) # language models of this stage, see `model`
 
     @property
     def folder(self)->Path: # round_RR
@@ -130,6 +138,60 @@ def panel(self:Stage,
         raise A3TError(f'the games of the split {split} are not those that the run {self.run.name} began with: bring '
                        f'them back, or start a run under another --name')
     return tasks
+
+# %% ../../nbs/runs/stage.ipynb #model001
+@patch
+def model(self:Stage,
+    adapter=None, # folder of a LoRA adapter; None: the base model
+    name:str='', # tells it from other models of this stage
+): # a `Journalled` language model
+    "The language model that the settings name"
+    journal = self.models[0].journal if self.models else Journal(self.work/'answers')
+    self.models.append(journal.of(LoadedThere(*model_arguments(self.settings, adapter)), name))
+    return self.models[-1]
+
+# %% ../../nbs/runs/stage.ipynb #keep0001
+def _wave(models, work, tasks):
+    "One wave: the models forget what they keep from the one before"
+    for lm in models: lm.forget()
+    return work(tasks)
+
+@patch
+def attempts(self:Stage)->dict: # '{name} {task}' → number of trajectories
+    "How many trajectories were made for each task that `keep` has finished"
+    return {k:n for p in (self.work/'tried').glob('*.json') for k,n in read_json(p).items()}
+
+@patch
+def keep(self:Stage,
+    name:str, # of this step
+    tasks, # task ids
+    work, # function of some tasks that returns trajectories; its result depends on nothing but them
+    store=None, # folder of a trajectory store; by default the stage's first result
+):
+    "Let a function work on tasks in waves, and keep what it makes; finished waves are not repeated"
+    S, finished = self.settings, self.attempts()
+    left = [w for w in chunked(tasks, S['slots']) if not all(f'{name} {t}' in finished for t in w)]
+    for wave, made in waves(partial(_wave, self.models, work), left, S['ray'], S['ray_task'], name):
+        append(store or self.path(), made)
+        count = Counter(t.task for t in made)
+        new = {f'{name} {t}':count[t] for t in wave}
+        finished.update(new)
+        write_json(self.work/'tried'/f'{len(finished)}.json', new)
+
+# %% ../../nbs/runs/stage.ipynb #trials01
+@patch
+def trials(self:Stage,
+    name:str, # of the store inside `episodes`, and of the random seed
+    tasks, # the panel
+    policy, # see `a3t.agents.rollout`
+    lm, # the language model that acts
+    label:str, # of the progress bars
+)->list: # of `Trajectory`
+    "One trial for each task of a panel, in waves; episodes of an earlier attempt are kept"
+    S = self.settings
+    spread = lambda work, parts: waves(work, parts, S['ray'], S['ray_task'], label)
+    return play_panel(self.path('episodes')/name, tasks, self.environment, lm, policy, S['slots'], label, spread,
+                      seed=self.seed(name), patience=S['patience'], round=self.round)
 
 # %% ../../nbs/runs/stage.ipynb #77ba7980
 @patch
