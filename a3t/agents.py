@@ -24,8 +24,7 @@ class Cut(str):
 def _text(completion, text): return Cut(text) if completion.finish == 'length' else text
 
 async def _complete(lm, prompt, shared, **kwargs):
-    """An answer that the context did not cut; a prompt of which not even the part fits that all episodes share is an
-    error of the settings"""
+    "An answer that the context did not cut; an `A3TError` where even the part that all episodes share does not fit"
     try:
         out = await past_thoughts(lm, prompt, **kwargs)
         check_room(out, kwargs['max_tokens'])
@@ -33,10 +32,11 @@ async def _complete(lm, prompt, shared, **kwargs):
     except ContextFull as full:
         try: await lm.complete(shared, max_tokens=1)
         except ContextFull as e:
-            raise A3TError(f'the instruction and the exemplar alone fill the context, so no episode can begin: {e}') from None
+            fault = f'the instruction and the exemplar alone fill the context, so no episode can begin: {e}'
+            raise A3TError(fault) from None
         raise full
 
-NOTHING = Trajectory('', '', '', '') # what is left of an episode's prompt without the episode
+NOTHING = Trajectory('', '', '', '') # an empty episode: its prompt is what all episodes share
 
 # %% ../nbs/method/03_agents.ipynb #d1d0d26a
 class ReAct:
@@ -201,9 +201,9 @@ class ActRe:
         lm, # a `LanguageModel`
         exemplar:Trajectory=None, # the one example, with reasons
         instruction:str=ACTRE_INSTRUCTION, # what a reason is
-        grounded=None, # for small models, the environment: the history in brief, and only names that were seen
+        grounded=None, # for small models: the environment; a short history, and only names that were seen
         temperature:float=0., # 0 takes the most likely token
-        max_tokens:int=48, # most tokens of a reason that is free; a bound one ends where its sentence ends
+        max_tokens:int=48, # most tokens of a free reason; a grounded one ends where its sentence ends
     ):
         self.lm, self.exemplar, self.instruction = lm, exemplar, instruction
         self.temperature, self.max_tokens = temperature, max_tokens
@@ -240,9 +240,9 @@ class ActRe:
 def held_thing(
     env, # says what an action names
     actions, # list of str, what was done so far
-    endings=(), # verbs that end the dealing with a thing
+    endings=(), # verbs that put a thing down
 )->list: # one name, or nothing
-    "What the last action with two arguments dealt with, if it did not end the dealing"
+    "What the last action with two arguments used, if it did not put it down"
     last = next((a for a in reversed(actions) if len(env.things(a)) > 1), '')
     return env.things(last)[:1] if last and env.verb(last) not in endings else []
 
@@ -259,15 +259,17 @@ def pattern(
     parts = [p for p in re.split(rf'(?<!\w)({names})(?!\w| \d)', reason) if p] if names else [reason]
     return tuple((kind(p), p) if p in (*args, *held, *goals) else p for p in parts)
 
+# %% ../nbs/method/03_agents.ipynb #roles001
 def roles(
     env, # says what kind a thing is
     word:str, # a word of the task
     args:list, # arguments of the action
     held:list, # what is held, if anything
 )->set: # e.g. {0} for *mug* in *take mug 1 from cabinet 1*, {'held'} after it, nothing for *clean*
-    "Which things' kind does a word of the task say?"
+    "Which things in an action or in the hand are of the kind that a word of the task names?"
     return {i for i,a in enumerate(args) if env.kind(a) == word} | {'held' for h in held if env.kind(h) == word}
 
+# %% ../nbs/method/03_agents.ipynb #filled01
 def filled(
     pat:tuple, # from `pattern`
     fillers:dict, # kind of slot → list of names; an argument that is not there fills nothing
@@ -283,7 +285,7 @@ def filled(
 
 # %% ../nbs/method/03_agents.ipynb #242e139c
 class Wording:
-    "What can be said about an action, in the exemplar's words"
+    "The sentences that may explain an action, in the exemplar's words"
     def __init__(self,
         exemplar:Trajectory, # with reasons
         env, # says what actions name; words of a task that its instruction explains (*clean*) are no things to be found
@@ -291,9 +293,8 @@ class Wording:
         # (action, is something held?, pattern, roles of the task's words)
         self.env, self.patterns, self.explained = env, [], set(re.findall(r'[a-z]+', env.instruction.lower()))
         self.goal = exemplar.goal
-        deals, goals = [i for i,s in enumerate(exemplar.steps)
-                        if len(env.things(s.action)) > 1], env.words(exemplar.goal)
-        self.endings = {env.verb(exemplar.steps[i].action, exemplar.goal) for i in deals[-1:]}
+        uses, goals = [a for a in exemplar.actions if len(env.things(a)) > 1], env.words(exemplar.goal)
+        self.endings = {env.verb(a, exemplar.goal) for a in uses[-1:]}
         for i,s in enumerate(exemplar.steps):
             held, args = held_thing(env, exemplar.actions[:i], self.endings), env.things(s.action)
             if s.reason:
@@ -310,8 +311,10 @@ class Wording:
         args, held = env.things(action), held_thing(env, [s.action for s in traj.steps if s.valid], self.endings)
         fillers = dict(enumerate([[a] for a in args]), held=held, goal=env.words(goal))
         word = lambda a: re.match(r'\w*', a)[0]
-        near = {a:0 if env.verb(a, self.goal) == env.verb(action, goal) else 1 if word(a) == word(action) else 2
-                for a,*_ in self.patterns}
+        def nearness_of(a):
+            if env.verb(a, self.goal) == env.verb(action, goal): return 0
+            return 1 if word(a) == word(action) else 2
+        near = {a:nearness_of(a) for a,*_ in self.patterns}
         def some(nearness, strict):
             """Sentences, with the number of words whose role they keep; strict: 2 every role, 1 no word that has
             another role, 0 any"""
@@ -319,9 +322,8 @@ class Wording:
                 if h != bool(held) or near[a] != nearness: continue
                 def fits(old, new):
                     role = roles(env, new, args, held)
-                    if known[old] or strict == 2 and role:
-                        return known[old] == role if strict == 2 else new not in self.explained and not (strict
-                                                                                                         and role)
+                    if strict == 2 and (known[old] or role): return known[old] == role
+                    if known[old]: return new not in self.explained and not (strict and role)
                     return (old in self.explained) == (new in self.explained)
                 for t in filled(pat, fillers, fits):
                     yield t, sum(bool(known[n]) for k,n in set(p for p in pat if isinstance(p, tuple)) if k == 'goal')

@@ -204,7 +204,7 @@ def test_wrong_folder(tmp_path):
 @pytest.mark.parametrize('folder', [None, 3, ['a'], b'/tmp', 'a\0b'])
 def test_what_is_no_path(folder):
     for reads in (read, entries, lambda f: list(stream(f, missing_ok=True))):
-        with pytest.raises(A3TError, match='is no path: pass the folder of a store'): reads(folder)
+        with pytest.raises(A3TError, match='is not a path: pass the folder of a store'): reads(folder)
 
 def test_a_device_is_no_store():
     with pytest.raises(A3TError, match='/dev/null is a file, not a trajectory store'): read('/dev/null')

@@ -13,8 +13,8 @@ from ..accumulate import shortest, stream
 from ..core import seed_for
 from ..envs.base import play
 from ..models.base import gather
-from .explore import acts_on_unseen, canonicalise, explore, shrink
-from .imitate import Skeletons, imitate, skeleton
+from .explore import acts_on_unseen, canonicalise, explore as by_exploring, shrink
+from .imitate import Skeletons, imitate as by_imitating, skeleton
 from .search import SearchPrior, add_search
 
 # %% ../../nbs/method/05_opening.ipynb #op000007
@@ -26,7 +26,8 @@ def find(
     skeletons:Skeletons=None, # imitate these; None: explore
 )->list: # actions of the first success, or None
     "Find a success of one task, by exploration or by imitation"
-    return imitate(env, task, skeletons, budget, seed)[0] if skeletons else explore(env, task, budget, seed=seed)[0]
+    if skeletons: return by_imitating(env, task, skeletons, budget, seed)[0]
+    return by_exploring(env, task, budget, seed=seed)[0]
 
 # %% ../../nbs/method/05_opening.ipynb #op000010
 def shorten(
@@ -67,13 +68,13 @@ def find_all(
     max_steps:int=50, # longer successes are dropped
     seed:int=0, # everything random
     skeletons:Skeletons=None, # imitate these; None: explore
+    progress:str=None, # label of the progress bar; none by default
     processes:int=1, # see `gather`
 )->list: # of `Trajectory`: at most one for each task, shortened, without search or reasons
     "Find a success of each task, and shorten it"
     async def one(task):
         return first_successes(env, task, budget, looks=0, max_steps=max_steps, seed=seed, skeletons=skeletons)
-    label = 'tasks imitated' if skeletons else 'tasks explored'
-    return sum(gather([one(t) for t in tasks], label, processes=processes), [])
+    return sum(gather([one(t) for t in tasks], progress, processes=processes), [])
 
 # %% ../../nbs/method/05_opening.ipynb #op000019
 def search_all(
