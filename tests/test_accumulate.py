@@ -3,7 +3,9 @@ from dataclasses import replace
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq, pytest
 import a3t.accumulate
-from a3t.accumulate import FILE, PAPER, append, entries, fetch, file_table, is_success, plot_statistics, read, round_statistics, select_training, shortest, stores, stream, trajectory_files
+from a3t.accumulate import (
+    FILE, PAPER, append, entries, fetch, file_table, is_success, plot_statistics, read, round_statistics,
+    select_training, shortest, stores, stream, trajectory_files)
 from a3t.core import A3TError, Step, Trajectory, content_hash, to_row, trajectory_id, write_atomic
 
 ROOT = Path(a3t.accumulate.__file__).parents[1]

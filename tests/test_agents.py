@@ -3,7 +3,10 @@ import random
 from dataclasses import replace
 import pytest
 from hypothesis import given, strategies as st
-from a3t.agents import ActRe, Cut, OneOf, ReAct, Sampler, Script, Wording, episode, held_thing, invalid_run, rollout, sample_action
+from a3t.accumulate import append
+from a3t.agents import (
+    ActRe, Cut, OneOf, ReAct, Sampler, Script, Wording, episode, held_thing, invalid_run, rollout, sample_action,
+    unseen)
 from a3t.compose import annotate, compose, compose_all
 from a3t.core import A3TError, Step, Trajectory
 from a3t.envs.alfworld.generator import generate_games
@@ -11,7 +14,7 @@ from a3t.envs.alfworld.simulator import AlfSim
 from a3t.envs.alfworld.engine import EXEMPLAR, AlfWorld
 from a3t.envs.base import TextEnv, ToyHouse, play
 from a3t.envs.contract import check_environment
-from a3t.opening import first_successes
+from a3t.opening import find_all, first_successes, open_tasks, search_all
 from a3t.opening.explore import acts_on_unseen, canonicalise, explore, shrink, wins
 from a3t.opening.imitate import Skeletons, imitate, skeleton
 from a3t.opening.search import SearchPrior, add_search
@@ -19,7 +22,8 @@ from a3t.models.base import ContextFull, encode_segments, gather, toy_tokenizer
 from a3t.models.scripted import ScriptedModel
 from a3t.models.local import LocalModel
 from a3t.models.weights import load_model
-from a3t.prompts import ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, one_line, parse_step, render_step, segments, steps_of
+from a3t.prompts import (
+    ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, one_line, parse_step, render_step, segments, steps_of)
 
 words = st.text(st.characters(blacklist_categories=('Cs', 'Cc')), max_size=40).map(one_line)
 
@@ -172,8 +176,8 @@ def test_what_a_policy_must_return(said):
 def test_what_a_policy_must_take(wrong):
     for act in (lambda: rollout(ToyHouse, [TASK], wrong), lambda: compose_all(ToyHouse, [TASK], wrong, lambda *a: 'x',
         most=1, p=0), lambda: compose_all(ToyHouse, [TASK], deaf, wrong, most=1, p=1)):
-        with pytest.raises(A3TError, match=r'must be a function of \(trajectory, (info|action), seed\), but .* is not: ') as e:
-            act()
+        fault = r'must be a function of \(trajectory, (info|action), seed\), but .* is not: '
+        with pytest.raises(A3TError, match=fault) as e: act()
         assert '\n' not in str(e.value)
 
 def test_what_actre_must_return():
@@ -337,6 +341,38 @@ def test_exploring_is_repeatable(house):
     assert house.max_steps == 10**9
 
 def test_no_budget_no_success(house): assert first_successes(house, house.tasks('train')[0], budget=1) == []
+
+def test_names_that_were_never_shown():
+    text = 'You see a mug 12, two books, a size 3x-large coat.'
+    assert unseen(['mug 1', 'mug 12', 'book', 'boo', 'size 3'], text) == ['mug 1', 'boo']
+
+@pytest.mark.parametrize('round', [0, 1])
+def test_the_opening_goes_on_where_it_was(tmp_path, house, round):
+    "Killed in any step, and begun again with the same stores, it ends with the same successes"
+    tasks = house.tasks('train')[:6]
+    known = [play(house, t, shrink(house, t, explore(house, t, 20_000)[0])) for t in house.tasks('train')[6:7]]*round
+    def run(folder, kill_at=None, names=()):
+        made, names = [], list(names)
+        def keep(name, tasks, work, store=None):
+            names.append(name)
+            if len(names) == kill_at: raise KeyboardInterrupt
+            new = work(list(tasks))
+            append(store, new) if store else made.extend(new)
+        find = lambda wave, skeletons=None, n=0: find_all(house, wave, 2_000, 50, n, skeletons)
+        explain = lambda wave, successes, prior: search_all(house, [successes[t] for t in wave], prior)
+        open_tasks(house, tasks, find, explain, keep, folder, known)
+        return made, names
+    made, names = run(tmp_path/'whole')
+    assert names == ['explore']*(not round) + ['imitate1', 'imitate2', 'imitate3', 'explain']
+    assert made and all(t.won for t in made)
+    for n in range(1, len(names) + 1):
+        with pytest.raises(KeyboardInterrupt): run(tmp_path/str(n), n)
+        assert run(tmp_path/str(n))[0] == made
+
+def test_an_opening_without_successes_ends(tmp_path, house):
+    called = []
+    open_tasks(house, [], None, None, lambda name, *_: called.append(name), tmp_path)
+    assert called == ['explore']
 
 # -- imitation
 
