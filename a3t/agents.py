@@ -12,6 +12,7 @@ import inspect, itertools, random, re
 from collections import defaultdict
 from dataclasses import replace
 from functools import lru_cache
+from fastcore.basics import patch
 from .core import A3TError, Step, Trajectory, seed_for
 from .models.base import ContextFull, gather
 from .models.thoughts import check_room, past_thoughts
@@ -302,33 +303,35 @@ class Wording:
                                       {w:roles(env, w, args, held) for w in goals}))
         if not self.patterns: raise A3TError('the exemplar has no reasons: grounded reasons are made of its sentences')
 
-    def sentences(self,
-        traj:Trajectory, # the history
-        action:str, # the action to be explained
-    )->list: # of str; those of the action's verb, else of its first word, else any
-        "All reasons that name only what was seen or asked for"
-        env, goal = self.env, traj.goal
-        args, held = env.things(action), held_thing(env, [s.action for s in traj.steps if s.valid], self.endings)
-        fillers = dict(enumerate([[a] for a in args]), held=held, goal=env.words(goal))
-        word = lambda a: re.match(r'\w*', a)[0]
-        def nearness_of(a):
-            if env.verb(a, self.goal) == env.verb(action, goal): return 0
-            return 1 if word(a) == word(action) else 2
-        near = {a:nearness_of(a) for a,*_ in self.patterns}
-        def some(nearness, strict):
-            """Sentences, with the number of words whose role they keep; strict: 2 every role, 1 no word that has
-            another role, 0 any"""
-            for a,h,pat,known in self.patterns:
-                if h != bool(held) or near[a] != nearness: continue
-                def fits(old, new):
-                    role = roles(env, new, args, held)
-                    if strict == 2 and (known[old] or role): return known[old] == role
-                    if known[old]: return new not in self.explained and not (strict and role)
-                    return (old in self.explained) == (new in self.explained)
-                for t in filled(pat, fillers, fits):
-                    yield t, sum(bool(known[n]) for k,n in set(p for p in pat if isinstance(p, tuple)) if k == 'goal')
-        found = next((f for f in (list(some(*x)) for x in itertools.product((0, 1, 2), (2, 1, 0))) if f), [])
-        return list(dict.fromkeys(t for t,n in found if n == max(n for _,n in found)))
+# %% ../nbs/method/03_agents.ipynb #242e139d
+@patch
+def sentences(self:Wording,
+    traj:Trajectory, # the history
+    action:str, # the action to be explained
+)->list: # of str; those of the action's verb, else of its first word, else any
+    "All reasons that name only what was seen or asked for"
+    env, goal = self.env, traj.goal
+    args, held = env.things(action), held_thing(env, [s.action for s in traj.steps if s.valid], self.endings)
+    fillers = dict(enumerate([[a] for a in args]), held=held, goal=env.words(goal))
+    word = lambda a: re.match(r'\w*', a)[0]
+    def nearness_of(a):
+        if env.verb(a, self.goal) == env.verb(action, goal): return 0
+        return 1 if word(a) == word(action) else 2
+    near = {a:nearness_of(a) for a,*_ in self.patterns}
+    def some(nearness, strict):
+        """Sentences, with the number of words whose role they keep; strict: 2 every role, 1 no word that has
+        another role, 0 any"""
+        for a,h,pat,known in self.patterns:
+            if h != bool(held) or near[a] != nearness: continue
+            def fits(old, new):
+                role = roles(env, new, args, held)
+                if strict == 2 and (known[old] or role): return known[old] == role
+                if known[old]: return new not in self.explained and not (strict and role)
+                return (old in self.explained) == (new in self.explained)
+            for t in filled(pat, fillers, fits):
+                yield t, sum(bool(known[n]) for k,n in set(p for p in pat if isinstance(p, tuple)) if k == 'goal')
+    found = next((f for f in (list(some(*x)) for x in itertools.product((0, 1, 2), (2, 1, 0))) if f), [])
+    return list(dict.fromkeys(t for t,n in found if n == max(n for _,n in found)))
 
 # %% ../nbs/method/03_agents.ipynb #unseen01
 def unseen(
