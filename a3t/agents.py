@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'Cut', 'ReAct', 'listed', 'Sampler', 'Script', 'invalid_run', 'ask_policy', 'ask_actre', 'episode',
-           'rollout', 'sample_action', 'ActRe', 'held_thing', 'pattern', 'roles', 'filled', 'Wording', 'OneOf']
+           'rollout', 'sample_action', 'ActRe', 'held_thing', 'pattern', 'roles', 'filled', 'Wording', 'unseen',
+           'OneOf']
 
 # %% ../nbs/method/03_agents.ipynb #9716825d
 import inspect, itertools, random, re
 from collections import defaultdict
 from dataclasses import replace
 from functools import lru_cache
+from fastcore.basics import patch
 from .core import A3TError, Step, Trajectory, seed_for
 from .models.base import ContextFull, gather
 from .models.thoughts import check_room, past_thoughts
@@ -23,8 +25,7 @@ class Cut(str):
 def _text(completion, text): return Cut(text) if completion.finish == 'length' else text
 
 async def _complete(lm, prompt, shared, **kwargs):
-    """An answer that the context did not cut; a prompt of which not even the part fits that all episodes share is an
-    error of the settings"""
+    "An answer that the context did not cut; an `A3TError` where even the part that all episodes share does not fit"
     try:
         out = await past_thoughts(lm, prompt, **kwargs)
         check_room(out, kwargs['max_tokens'])
@@ -32,10 +33,11 @@ async def _complete(lm, prompt, shared, **kwargs):
     except ContextFull as full:
         try: await lm.complete(shared, max_tokens=1)
         except ContextFull as e:
-            raise A3TError(f'the instruction and the exemplar alone fill the context, so no episode can begin: {e}') from None
+            fault = f'the instruction and the exemplar alone fill the context, so no episode can begin: {e}'
+            raise A3TError(fault) from None
         raise full
 
-NOTHING = Trajectory('', '', '', '') # what is left of an episode's prompt without the episode
+NOTHING = Trajectory('', '', '', '') # an empty episode: its prompt is what all episodes share
 
 # %% ../nbs/method/03_agents.ipynb #d1d0d26a
 class ReAct:
@@ -47,7 +49,21 @@ class ReAct:
         temperature:float=0., # 0 takes the most likely token
         max_tokens:int=64, # most tokens of a reason and an action together
     ):
-        self.lm, self.instruction, self.exemplar, self.temperature, self.max_tokens = lm, instruction, exemplar, temperature, max_tokens
+        self.lm, self.instruction, self.exemplar = lm, instruction, exemplar
+        self.temperature, self.max_tokens = temperature, max_tokens
+
+    @classmethod
+    def from_settings(cls,
+        S:dict, # settings of a run
+        lm, # a `LanguageModel`
+        env, # the environment: its instruction and exemplar
+        trained:bool=True, # is the model trained to act? An untrained one always sees instruction and exemplar
+        temperature:str='eval_temperature', # the setting that holds the temperature; 'temperature' while exploring
+    ): # the policy
+        "The policy of a run"
+        shown = S['policy_exemplar'] or not trained
+        prompt = dict(instruction=env.instruction, exemplar=env.exemplar) if shown else {}
+        return cls(lm, temperature=S[temperature], max_tokens=S['step_tokens'], **prompt)
 
     async def __call__(self,
         traj:Trajectory, # the episode so far
@@ -186,12 +202,23 @@ class ActRe:
         lm, # a `LanguageModel`
         exemplar:Trajectory=None, # the one example, with reasons
         instruction:str=ACTRE_INSTRUCTION, # what a reason is
-        grounded=None, # for small models, the environment: the history in brief, and only names that were seen
+        grounded=None, # for small models: the environment; a short history, and only names that were seen
         temperature:float=0., # 0 takes the most likely token
-        max_tokens:int=48, # most tokens of a reason that is free; a bound one ends where its sentence ends
+        max_tokens:int=48, # most tokens of a free reason; a grounded one ends where its sentence ends
     ):
-        self.lm, self.exemplar, self.instruction, self.temperature, self.max_tokens = lm, exemplar, instruction, temperature, max_tokens
+        self.lm, self.exemplar, self.instruction = lm, exemplar, instruction
+        self.temperature, self.max_tokens = temperature, max_tokens
         self.wording = Wording(exemplar, grounded) if grounded else None
+
+    @classmethod
+    def from_settings(cls,
+        S:dict, # settings of a run
+        lm, # a `LanguageModel`
+        env, # the environment: its exemplar, and what its actions name
+    ): # ActRe
+        "ActRe of a run"
+        return cls(lm, env.exemplar, grounded=env if S['grounded_reasons'] else None, temperature=S['temperature'],
+                   max_tokens=S['reason_tokens'])
 
     async def __call__(self,
         traj:Trajectory, # the episode so far
@@ -214,9 +241,9 @@ class ActRe:
 def held_thing(
     env, # says what an action names
     actions, # list of str, what was done so far
-    endings=(), # verbs that end the dealing with a thing
+    endings=(), # verbs that put a thing down
 )->list: # one name, or nothing
-    "What the last action with two arguments dealt with, if it did not end the dealing"
+    "What the last action with two arguments used, if it did not put it down"
     last = next((a for a in reversed(actions) if len(env.things(a)) > 1), '')
     return env.things(last)[:1] if last and env.verb(last) not in endings else []
 
@@ -233,15 +260,17 @@ def pattern(
     parts = [p for p in re.split(rf'(?<!\w)({names})(?!\w| \d)', reason) if p] if names else [reason]
     return tuple((kind(p), p) if p in (*args, *held, *goals) else p for p in parts)
 
+# %% ../nbs/method/03_agents.ipynb #roles001
 def roles(
     env, # says what kind a thing is
     word:str, # a word of the task
     args:list, # arguments of the action
     held:list, # what is held, if anything
 )->set: # e.g. {0} for *mug* in *take mug 1 from cabinet 1*, {'held'} after it, nothing for *clean*
-    "Which things' kind does a word of the task say?"
+    "Which things in an action or in the hand are of the kind that a word of the task names?"
     return {i for i,a in enumerate(args) if env.kind(a) == word} | {'held' for h in held if env.kind(h) == word}
 
+# %% ../nbs/method/03_agents.ipynb #filled01
 def filled(
     pat:tuple, # from `pattern`
     fillers:dict, # kind of slot → list of names; an argument that is not there fills nothing
@@ -257,7 +286,7 @@ def filled(
 
 # %% ../nbs/method/03_agents.ipynb #242e139c
 class Wording:
-    "What can be said about an action, in the exemplar's words"
+    "The sentences that may explain an action, in the exemplar's words"
     def __init__(self,
         exemplar:Trajectory, # with reasons
         env, # says what actions name; words of a task that its instruction explains (*clean*) are no things to be found
@@ -265,9 +294,8 @@ class Wording:
         # (action, is something held?, pattern, roles of the task's words)
         self.env, self.patterns, self.explained = env, [], set(re.findall(r'[a-z]+', env.instruction.lower()))
         self.goal = exemplar.goal
-        deals, goals = [i for i,s in enumerate(exemplar.steps)
-                        if len(env.things(s.action)) > 1], env.words(exemplar.goal)
-        self.endings = {env.verb(exemplar.steps[i].action, exemplar.goal) for i in deals[-1:]}
+        uses, goals = [a for a in exemplar.actions if len(env.things(a)) > 1], env.words(exemplar.goal)
+        self.endings = {env.verb(a, exemplar.goal) for a in uses[-1:]}
         for i,s in enumerate(exemplar.steps):
             held, args = held_thing(env, exemplar.actions[:i], self.endings), env.things(s.action)
             if s.reason:
@@ -275,32 +303,44 @@ class Wording:
                                       {w:roles(env, w, args, held) for w in goals}))
         if not self.patterns: raise A3TError('the exemplar has no reasons: grounded reasons are made of its sentences')
 
-    def sentences(self,
-        traj:Trajectory, # the history
-        action:str, # the action to be explained
-    )->list: # of str; those of the action's verb, else of its first word, else any
-        "All reasons that name only what was seen or asked for"
-        env, goal = self.env, traj.goal
-        args, held = env.things(action), held_thing(env, [s.action for s in traj.steps if s.valid], self.endings)
-        fillers = dict(enumerate([[a] for a in args]), held=held, goal=env.words(goal))
-        word = lambda a: re.match(r'\w*', a)[0]
-        near = {a:0 if env.verb(a, self.goal) == env.verb(action, goal) else 1 if word(a) == word(action) else 2
-                for a,*_ in self.patterns}
-        def some(nearness, strict):
-            """Sentences, with the number of words whose role they keep; strict: 2 every role, 1 no word that has
-            another role, 0 any"""
-            for a,h,pat,known in self.patterns:
-                if h != bool(held) or near[a] != nearness: continue
-                def fits(old, new):
-                    role = roles(env, new, args, held)
-                    if known[old] or strict == 2 and role:
-                        return known[old] == role if strict == 2 else new not in self.explained and not (strict
-                                                                                                         and role)
-                    return (old in self.explained) == (new in self.explained)
-                for t in filled(pat, fillers, fits):
-                    yield t, sum(bool(known[n]) for k,n in set(p for p in pat if isinstance(p, tuple)) if k == 'goal')
-        found = next((f for f in (list(some(*x)) for x in itertools.product((0, 1, 2), (2, 1, 0))) if f), [])
-        return list(dict.fromkeys(t for t,n in found if n == max(n for _,n in found)))
+# %% ../nbs/method/03_agents.ipynb #242e139d
+@patch
+def sentences(self:Wording,
+    traj:Trajectory, # the history
+    action:str, # the action to be explained
+)->list: # of str; those of the action's verb, else of its first word, else any
+    "All reasons that name only what was seen or asked for"
+    env, goal = self.env, traj.goal
+    args, held = env.things(action), held_thing(env, [s.action for s in traj.steps if s.valid], self.endings)
+    fillers = dict(enumerate([[a] for a in args]), held=held, goal=env.words(goal))
+    word = lambda a: re.match(r'\w*', a)[0]
+    def nearness_of(a):
+        if env.verb(a, self.goal) == env.verb(action, goal): return 0
+        return 1 if word(a) == word(action) else 2
+    near = {a:nearness_of(a) for a,*_ in self.patterns}
+    def some(nearness, strict):
+        """Sentences, with the number of words whose role they keep; strict: 2 every role, 1 no word that has
+        another role, 0 any"""
+        for a,h,pat,known in self.patterns:
+            if h != bool(held) or near[a] != nearness: continue
+            def fits(old, new):
+                role = roles(env, new, args, held)
+                if strict == 2 and (known[old] or role): return known[old] == role
+                if known[old]: return new not in self.explained and not (strict and role)
+                return (old in self.explained) == (new in self.explained)
+            for t in filled(pat, fillers, fits):
+                yield t, sum(bool(known[n]) for k,n in set(p for p in pat if isinstance(p, tuple)) if k == 'goal')
+    found = next((f for f in (list(some(*x)) for x in itertools.product((0, 1, 2), (2, 1, 0))) if f), [])
+    return list(dict.fromkeys(t for t,n in found if n == max(n for _,n in found)))
+
+# %% ../nbs/method/03_agents.ipynb #unseen01
+def unseen(
+    names, # of str, with a number (*mug 1*) or without (*mug*)
+    text:str, # all that has been shown
+)->list: # those of the names, in order
+    "The names that a text has not shown; *mug 1* is not shown by *mug 12*, and *mugs* show a *mug*"
+    end = lambda name: r'(?!\d)' if name[-1:].isdigit() else r's?\b'
+    return [n for n in names if not re.search(rf'\b{re.escape(n)}{end(n)}', text)]
 
 # %% ../nbs/method/03_agents.ipynb #73c8ff42
 @lru_cache(2**16)

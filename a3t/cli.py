@@ -210,9 +210,7 @@ def play_panels(
     from a3t.envs.base import environment_spec
     answers = store.with_suffix('.answers')
     lm = Journal(answers).of(language_model(*model_arguments(S, adapter)))
-    prompt = dict(instruction=env.instruction, exemplar=env.exemplar) if S['policy_exemplar'] else {}
-    policy, (name, kwargs) = ReAct(lm, temperature=S['eval_temperature'], max_tokens=S['step_tokens'],
-                                   **prompt), environment_spec(S)
+    policy, (name, kwargs) = ReAct.from_settings(S, lm, env), environment_spec(S)
     episodes = {split:trials(store/split, tasks, lambda: load_environment(name, **kwargs), lm, policy, S['slots'],
                              seed=seed_for(S['seed'], 'evaluate', split),
                              patience=S['patience'], progress=f'{split} episodes') for split,tasks in panels.items()}

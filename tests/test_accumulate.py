@@ -3,7 +3,9 @@ from dataclasses import replace
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq, pytest
 import a3t.accumulate
-from a3t.accumulate import FILE, PAPER, append, entries, fetch, file_table, is_success, plot_statistics, read, round_statistics, select_training, shortest, stores, stream, trajectory_files
+from a3t.accumulate import (
+    FILE, PAPER, append, entries, fetch, file_table, is_success, plot_statistics, read, round_statistics,
+    select_training, shortest, stores, stream, trajectory_files)
 from a3t.core import A3TError, Step, Trajectory, content_hash, to_row, trajectory_id, write_atomic
 
 ROOT = Path(a3t.accumulate.__file__).parents[1]
@@ -204,7 +206,7 @@ def test_wrong_folder(tmp_path):
 @pytest.mark.parametrize('folder', [None, 3, ['a'], b'/tmp', 'a\0b'])
 def test_what_is_no_path(folder):
     for reads in (read, entries, lambda f: list(stream(f, missing_ok=True))):
-        with pytest.raises(A3TError, match='is no path: pass the folder of a store'): reads(folder)
+        with pytest.raises(A3TError, match='is not a path: pass the folder of a store'): reads(folder)
 
 def test_a_device_is_no_store():
     with pytest.raises(A3TError, match='/dev/null is a file, not a trajectory store'): read('/dev/null')

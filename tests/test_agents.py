@@ -3,7 +3,10 @@ import random
 from dataclasses import replace
 import pytest
 from hypothesis import given, strategies as st
-from a3t.agents import ActRe, Cut, OneOf, ReAct, Sampler, Script, Wording, episode, held_thing, invalid_run, rollout, sample_action
+from a3t.accumulate import append
+from a3t.agents import (
+    ActRe, Cut, OneOf, ReAct, Sampler, Script, Wording, episode, held_thing, invalid_run, rollout, sample_action,
+    unseen)
 from a3t.compose import annotate, compose, compose_all
 from a3t.core import A3TError, Step, Trajectory
 from a3t.envs.alfworld.generator import generate_games
@@ -11,14 +14,16 @@ from a3t.envs.alfworld.simulator import AlfSim
 from a3t.envs.alfworld.engine import EXEMPLAR, AlfWorld
 from a3t.envs.base import TextEnv, ToyHouse, play
 from a3t.envs.contract import check_environment
-from a3t.opening.imitate import Habits, habit, imitate
-from a3t.opening.search import Whereabouts, add_search, clairvoyant, first_successes, settle
-from a3t.opening.explore import explore, shrink, wins
+from a3t.opening import find_all, first_successes, open_tasks, search_all
+from a3t.opening.explore import acts_on_unseen, canonicalise, explore, shrink, wins
+from a3t.opening.imitate import Skeletons, imitate, skeleton
+from a3t.opening.search import SearchPrior, add_search
 from a3t.models.base import ContextFull, encode_segments, gather, toy_tokenizer
 from a3t.models.scripted import ScriptedModel
 from a3t.models.local import LocalModel
 from a3t.models.weights import load_model
-from a3t.prompts import ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, one_line, parse_step, render_step, segments, steps_of
+from a3t.prompts import (
+    ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, one_line, parse_step, render_step, segments, steps_of)
 
 words = st.text(st.characters(blacklist_categories=('Cs', 'Cc')), max_size=40).map(one_line)
 
@@ -171,8 +176,8 @@ def test_what_a_policy_must_return(said):
 def test_what_a_policy_must_take(wrong):
     for act in (lambda: rollout(ToyHouse, [TASK], wrong), lambda: compose_all(ToyHouse, [TASK], wrong, lambda *a: 'x',
         most=1, p=0), lambda: compose_all(ToyHouse, [TASK], deaf, wrong, most=1, p=1)):
-        with pytest.raises(A3TError, match=r'must be a function of \(trajectory, (info|action), seed\), but .* is not: ') as e:
-            act()
+        fault = r'must be a function of \(trajectory, (info|action), seed\), but .* is not: '
+        with pytest.raises(A3TError, match=fault) as e: act()
         assert '\n' not in str(e.value)
 
 def test_what_actre_must_return():
@@ -300,25 +305,25 @@ def test_what_is_found_wins_and_is_short(house):
         for i in range(len(best)): assert not wins(house, task, best[:i] + best[i+1:])
         searched = add_search(house, play(house, task, best), looks=3)
         assert searched.won and all(s.valid for s in searched.steps)
-        settled = settle(house, task, best)
-        assert wins(house, task, settled) == len(settled) and (settled == best
-                                                               or not clairvoyant(play(house, task, settled)))
+        canonical = canonicalise(house, task, best)
+        assert wins(house, task, canonical) == len(canonical) and (canonical == best
+                                                                   or not acts_on_unseen(play(house, task, canonical)))
     assert solved >= 8
 
 def test_search_goes_where_things_were_found(house):
     successes = [t for task in house.tasks('train') for t in first_successes(house, task, looks=0)]
-    where = Whereabouts(house, successes)
-    kind = max(where.found, key=lambda k: (k != '') * sum(where.found[k].values()))
+    prior = SearchPrior(house, successes)
+    kind = max(prior.found, key=lambda k: (k != '') * sum(prior.found[k].values()))
     _, info = house.reset(options={'task':successes[0].task})
-    order = where.order(kind, info['admissible_actions'], '', house.reset(options={'task':successes[0].task})[0])
-    chances = [where.chance(kind, a) for a in order]
+    order = prior.order(kind, info['admissible_actions'], '', house.reset(options={'task':successes[0].task})[0])
+    chances = [prior.probability(kind, a) for a in order]
     assert order and chances == sorted(chances,
                                        reverse=True) and all(chances) and set(order) <= set(info['admissible_actions'])
-    assert not any(where.chance(kind, a) for a in info['admissible_actions'] if a not in order)
+    assert not any(prior.probability(kind, a) for a in info['admissible_actions'] if a not in order)
     for t in successes:
-        found = add_search(house, t, looks=20, where=where)
-        assert found == add_search(house, t, looks=20, where=where) and found.won and all(s.valid for s in found.steps)
-        assert add_search(house, t, looks=0, where=where).won
+        found = add_search(house, t, looks=20, prior=prior)
+        assert found == add_search(house, t, looks=20, prior=prior) and found.won and all(s.valid for s in found.steps)
+        assert add_search(house, t, looks=0, prior=prior).won
 
 def test_what_was_come_upon_is_taken_instead():
     env = AlfSim(generate_games(5, train=6, seen=0, unseen=0, types=('pick',), receptacles=(6, 8), objects=(14, 18)),
@@ -337,17 +342,50 @@ def test_exploring_is_repeatable(house):
 
 def test_no_budget_no_success(house): assert first_successes(house, house.tasks('train')[0], budget=1) == []
 
+def test_names_that_were_never_shown():
+    text = 'You see a mug 12, two books, a size 3x-large coat.'
+    assert unseen(['mug 1', 'mug 12', 'book', 'boo', 'size 3'], text) == ['mug 1', 'boo']
+
+@pytest.mark.parametrize('round', [0, 1])
+def test_the_opening_goes_on_where_it_was(tmp_path, house, round):
+    "Killed in any step, and begun again with the same stores, it ends with the same successes"
+    tasks, others = house.tasks('train')[::2], house.tasks('train')[1::2]
+    solved = {t:a for t in others*round if (a := explore(house, t, 20_000)[0])}
+    known = [play(house, t, shrink(house, t, a)) for t,a in solved.items()]
+    def run(folder, kill_at=None, names=()):
+        made, names = [], list(names)
+        def keep(name, tasks, work, store=None):
+            names.append(name)
+            if len(names) == kill_at: raise KeyboardInterrupt
+            new = work(list(tasks))
+            append(store, new) if store else made.extend(new)
+        find = lambda wave, skeletons=None, n=0: find_all(house, wave, 2_000, 50, n, skeletons)
+        explain = lambda wave, successes, prior: search_all(house, [successes[t] for t in wave], prior)
+        open_tasks(house, tasks, find, explain, keep, folder, known)
+        return made, names
+    made, names = run(tmp_path/'whole')
+    assert names == ['explore']*(not round) + ['imitate1', 'imitate2', 'imitate3', 'explain']
+    assert made and all(t.won for t in made)
+    for n in range(1, len(names) + 1):
+        with pytest.raises(KeyboardInterrupt): run(tmp_path/str(n), n)
+        assert run(tmp_path/str(n))[0] == made
+
+def test_an_opening_without_successes_ends(tmp_path, house):
+    called = []
+    open_tasks(house, [], None, None, lambda name, *_: called.append(name), tmp_path)
+    assert called == ['explore']
+
 # -- imitation
 
-def test_habits_are_without_names():
+def test_skeletons_are_without_names():
     actions = ['go to fridge 1', 'go to cabinet 2', 'open cabinet 2', 'take mug 1 from cabinet 2', 'go to sinkbasin 1',
                'clean mug 1 with sinkbasin 1', 'go to shelf 3', 'move mug 1 to shelf 3']
-    what, kinds, enabling = habit(NAMES, actions)
+    what, kinds, enabling = skeleton(NAMES, actions)
     assert what == ((('go to {}', (0,)), ('take {} from {}', (1, 2)), ('clean {} with {}', (1, 3)),
                      ('move {} to {}', (1, 4))), (0, 1, 2, 3, 4))
     assert kinds == ('fridge', 'mug', 'cabinet', 'sinkbasin', 'shelf') and enabling['take {} from {}'] == ['go to {}',
                                                                                                            'open {}']
-    two = habit(NAMES, ['take mug 1 from desk 1', 'move mug 1 to shelf 1', 'take mug 2 from desk 1',
+    two = skeleton(NAMES, ['take mug 1 from desk 1', 'move mug 1 to shelf 1', 'take mug 2 from desk 1',
                         'move mug 2 to shelf 1'])[0]
     assert two[0] == (('take {} from {}', (0, 1)), ('move {} to {}', (0, 2)), ('take {} from {}', (3, 1)),
                       ('move {} to {}', (3, 2))) and two[1] == (0, 1, 2, 0)
@@ -356,19 +394,20 @@ def test_imitation_wins_by_the_reward_alone(house):
     found = {t:shrink(house, t, a) for t in house.tasks('train') if (a := explore(house, t, 20_000)[0])}
     won = 0
     for t in found:
-        way, n = imitate(house, t, Habits(house, [('', a) for u,a in found.items() if u != t]), 20_000)
+        way, n = imitate(house, t, Skeletons(house, [('', a) for u,a in found.items() if u != t]), 20_000)
         assert way is None or wins(house, t, way) == len(way) <= n
         won += way is not None
     assert won >= len(found)/3
-    assert imitate(house, t, Habits(house, []), 20_000)[0] is None and imitate(house, t,
-        Habits(house, [('', a) for a in found.values()]), 1)[0] is None
+    assert imitate(house, t, Skeletons(house, []), 20_000)[0] is None and imitate(house, t,
+        Skeletons(house, [('', a) for a in found.values()]), 1)[0] is None
 
 def test_kinds_that_never_change_are_fixed():
-    h = Habits(NAMES, [('', [f'take mug 1 from desk {i}', 'clean mug 1 with sinkbasin 1', f'move mug 1 to shelf {i}'])
-                       for i in (1, 2, 3)] + [('', ['take pan 1 from desk 1', 'clean pan 1 with sinkbasin 2',
-                                                    'move pan 1 to bed 1'])])
-    (what,) = h.kinds
-    assert h.fixed(what) == {1:'desk', 2:'sinkbasin'}
+    mugs = [('', [f'take mug 1 from desk {i}', 'clean mug 1 with sinkbasin 1', f'move mug 1 to shelf {i}'])
+            for i in (1, 2, 3)]
+    pan = ('', ['take pan 1 from desk 1', 'clean pan 1 with sinkbasin 2', 'move pan 1 to bed 1'])
+    skeletons = Skeletons(NAMES, [*mugs, pan])
+    (plan,) = skeletons.kinds
+    assert skeletons.fixed(plan) == {1:'desk', 2:'sinkbasin'}
 
 def test_a_thought_is_not_the_step():
     "Any text model may think first: the policy's action and ActRe's reason are what comes after the thought"

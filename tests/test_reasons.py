@@ -6,7 +6,7 @@ from a3t.quality.reasons import (command_logprobs, diagnose, diagnosis_table, ex
                                  kinds_of_things, near_duplicates, other_reasons, points, rank_of, seen_so_far,
                                  template, unseen_names)
 from a3t.envs.base import ToyHouse
-from a3t.opening.search import first_successes
+from a3t.opening import first_successes
 from a3t.models.scripted import ScriptedModel
 from a3t.models.base import gather
 

@@ -7,7 +7,7 @@ from a3t.quality.alarms import success_falls
 from a3t.core import Step, Trajectory, read_json
 from a3t.evaluate import fisher_test
 from a3t.envs.base import TextEnv, ToyHouse, play
-from a3t.opening.search import first_successes
+from a3t.opening import first_successes
 from a3t.runs.report import write_report
 from a3t.quality.stability import (ADVICE, Explored, coverage, distinct_n, judge, reachable, stability_records,
                                    verb_entropy, verdict, what_it_did)

@@ -19,9 +19,9 @@ from a3t.envs.webshop import *
 from a3t.envs.webshop.baselines import *
 from a3t.envs.base import Panel, load_environment, play
 from a3t.envs.contract import check_environment, replay_equal
-from a3t.opening.imitate import Habits, imitate
+from a3t.opening.imitate import Skeletons, imitate
 from a3t.opening.explore import explore, shrink, wins
-from a3t.opening.search import first_successes
+from a3t.opening import first_successes
 from a3t.envs.webshop.generator import generate_shop
 from a3t.prompts import parse_step, render_step
 
@@ -338,11 +338,11 @@ def test_sampled_actions_find_successes(explored):
 
 def test_what_won_wins_other_tasks(explored):
     env, tasks, found = explored
-    habits = Habits(env, [(env.goals[t].text, a) for t,a in found.items()])
-    assert all(deeds[-1][0] == 'buy' and not names for deeds,names in habits.kinds)
+    skeletons = Skeletons(env, [(env.goals[t].text, a) for t,a in found.items()])
+    assert all(steps[-1][0] == 'buy' and not names for steps,names in skeletons.kinds)
     won = steps = 0
     for t in found:
-        others = Habits(env, [(env.goals[u].text, a) for u,a in found.items() if u != t])
+        others = Skeletons(env, [(env.goals[u].text, a) for u,a in found.items() if u != t])
         way, n = imitate(env, t, others, 3000)
         assert way is None or wins(env, t, way) == len(way)
         won, steps = won + bool(way), steps + n

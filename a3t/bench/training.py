@@ -20,7 +20,7 @@ from ..compose import annotate, compose
 from ..core import A3TError, seed_for
 from ..data import Row
 from ..envs.alfworld.simulator import AlfSim
-from ..opening.search import first_successes
+from ..opening import first_successes
 from ..models.logprobs import lean, token_logprobs
 from ..models.base import gather
 from ..models.weights import best_dtype, load_model, quiet
@@ -39,7 +39,7 @@ def bench_set(
     "K successes and one failure of each task, as rounds accumulate them"
     env = AlfSim(games, 30)
     actre = ActRe(lm, env.exemplar, grounded=env, temperature=.7, max_tokens=40)
-    found = (first_successes(env, t, variants=3*successes, max_steps=30, seed=seed)[:successes]
+    found = (first_successes(env, t, variants=3*successes, looks=3, max_steps=30, seed=seed)[:successes]
              for t in env.tasks('train'))
     found = list(itertools.islice((ts for ts in found if len(ts) == successes), tasks))
     async def lost(task):

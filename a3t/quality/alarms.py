@@ -11,6 +11,7 @@ __all__ = ['ALARMS', 'PLAIN', 'alarm', 'error_alarms', 'no_successes', 'broken',
 import json, math, re
 from collections import Counter
 from pathlib import Path
+from ..agents import unseen
 from ..accumulate import entries, fetch, stores
 from ..envs.base import NUMBERED
 from ..core import A3TError, read_json
@@ -67,8 +68,7 @@ def incoherent_steps(
         for s in t.steps:
             seen += f'\n{s.action}'.lower()
             if s.reason:
-                res.append(broken(s.reason) or any(not re.search(rf'\b{re.escape(n)}\b', seen)
-                                                   for n in NUMBERED.findall(s.reason.lower())))
+                res.append(broken(s.reason) or bool(unseen(NUMBERED.findall(s.reason.lower()), seen)))
             seen += f'\n{s.observation}'.lower()
     return res
 

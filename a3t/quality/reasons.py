@@ -12,7 +12,7 @@ import html, math, random, re
 from dataclasses import dataclass, replace
 import pandas as pd
 from rapidfuzz import fuzz, process
-from ..agents import ask_actre, sample_action
+from ..agents import ask_actre, sample_action, unseen
 from ..core import Trajectory, seed_for
 from ..envs.base import NUMBERED
 from ..evaluate import wilson
@@ -96,7 +96,7 @@ def unseen_names(
     kinds:set, # from `kinds_of_things`
 )->list: # of str
     "The things that a reason names and nobody has seen; a grounded reason has none"
-    return [n for n in names_in(reason, kinds) if not re.search(rf'\b{re.escape(n)}s?\b', seen)]
+    return unseen(names_in(reason, kinds), seen)
 
 # %% ../../nbs/quality/reasons.ipynb #c56dca2d
 async def command_logprobs(
