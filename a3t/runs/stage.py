@@ -12,7 +12,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from tqdm import tqdm
 from ..core import A3TError, read_json, seed_for, write_json
-from ..envs.base import Panel, environment_spec, load_environment
+from ..envs.base import Panel, settings_environment
 from ..quality.alarms import stage_alarms
 from .executor import run_needed
 from .folders import OUTPUTS, _check_complete, open_run, stage_folder, stage_name
@@ -110,8 +110,7 @@ def environment(self:Stage,
     **more, # what differs from the settings, e.g. another `max_steps`
 ): # a `TextEnv`
     "The environment that the settings name"
-    name, kwargs = environment_spec(self.settings, engine, **more)
-    return load_environment(name, **kwargs)
+    return settings_environment(self.settings, engine, **more)
 
 # %% ../../nbs/runs/stage.ipynb #b839ba91
 @patch
