@@ -135,7 +135,7 @@ def test_parity_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert (first['games'], again['games'], again['differences']) == (2, 3, 0) and again['steps'] == first['steps']*3//2
     # now all is there
     assert parity(games, tasks, episodes=1, steps=5, file=file)['steps'] == again['steps'] and len(played) == 4
-    parity(games, tasks, episodes=1, steps=6, file=file) # other amounts: played anew
+    parity(games, tasks, episodes=1, steps=6, file=file) # other amounts: played again
     assert len(played) == 7
     with pytest.raises(A3TError, match='cannot write'):
         parity(games, tasks, episodes=1, steps=5, file=tmp_path/'no such folder'/'x')

@@ -165,7 +165,7 @@ BROKEN = [
     (with_step(lambda house, a, got: (got[0], None, *got[2:])), 'gives the reward None'),
     (with_step(lambda house, a, got: (got[0], float('nan'), *got[2:])), 'gives the reward nan'),
     (with_step(lambda house, a, got: (*got[:3], int(got[3]), got[4])), 'terminated and truncated must be'),
-    (with_step(lambda house, a, got: (*got[:4], dict(got[4], valid=True))), r"must say info\['valid'\]=False"),
+    (with_step(lambda house, a, got: (*got[:4], dict(got[4], valid=True))), r"must give info\['valid'\]=False"),
     (with_step(lambda house, a, got: got if a in got[4]['admissible_actions'] or got[4]['valid'] else 1/0),
      'raises ZeroDivisionError'),
     (with_step(lambda house, a, got: (*got[:3], False, got[4])), 'does not end the episode after max_steps = 10'),
