@@ -145,8 +145,8 @@ FINGERPRINT = ("from a3t.envs.alfworld.generator import generate_games; from a3t
                "print(content_hash([g.hash for g in generate_games(7, train=12, seen=6, unseen=6).values()])[:16])")
 
 def test_same_games_in_every_process():
-    """No order of a set gets into a game; where this fails because the generator changed, raise `VERSION` and update the
-    number"""
+    """Games do not depend on the order of sets. Where this fails because the generator changed, raise `VERSION` and
+    update the number"""
     run = lambda n: subprocess.run([sys.executable, '-c', FINGERPRINT], env={**os.environ, 'PYTHONHASHSEED':n},
                                    capture_output=True, text=True, check=True).stdout.strip()
     assert (generator.VERSION, run('1')) == (2, '7ced32e2469c4749')

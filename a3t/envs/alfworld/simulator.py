@@ -322,16 +322,19 @@ class AlfSim(TextEnv):
         self.n, self.raw = 0, self.sim.reset()
         return self.sim.room(), self._info(True)
 
-    def step(self, action):
-        if self.task is None:
-            raise A3TError("reset the environment before its first step: reset(options={'task': task_id})")
-        self.raw = self.sim.step(reworded(str(action), 'move'))
-        self.n, won = self.n+1, self.sim.won
-        return self.raw, float(won), won, self.n >= self.max_steps, self._info(self.raw != NOTHING)
+# %% ../../../nbs/envs/alfworld/simulator.ipynb #f7947f0as
+@patch
+def step(self:AlfSim, action):
+    if self.task is None:
+        raise A3TError("reset the environment before its first step: reset(options={'task': task_id})")
+    self.raw = self.sim.step(reworded(str(action), 'move'))
+    self.n, won = self.n+1, self.sim.won
+    return self.raw, float(won), won, self.n >= self.max_steps, self._info(self.raw != NOTHING)
 
-    def _info(self, valid):
-        return dict(goal=self.sim.house.goal, task_type=self.type, valid=valid, won=self.sim.won,
-                    admissible_actions=offered(self.sim))
+@patch
+def _info(self:AlfSim, valid):
+    return dict(goal=self.sim.house.goal, task_type=self.type, valid=valid, won=self.sim.won,
+                admissible_actions=offered(self.sim))
 
 # %% ../../../nbs/envs/alfworld/simulator.ipynb #33f4edf1
 @patch
