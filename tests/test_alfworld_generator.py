@@ -36,8 +36,9 @@ def room_number(game): return game.task.split('/')[1].rsplit('-', 1)[1]
 def official():
     "Some real games"
     for source in (None, Path(__file__).parents[2]/'shared/data/alfworld/games.jsonl.xz'):
-        try: games = load_games(source); return [games[t] for t in games.tasks('train')[::40]]
-        except A3TError: pass
+        try: games = load_games(source)
+        except A3TError: continue
+        return [games[t] for t in games.tasks('train')[::40]]
     pytest.skip('no official AlfWorld games here')
 
 def test_every_thing_lies_where_it_may(made):
@@ -124,11 +125,15 @@ def test_splits(made):
 
 def test_hidden_and_shared():
     def share(**kw):
-        inside, opens, places, spots = 0, 0, 0, 0
+        inside, opens = 0, 0
+        places, spots = 0, 0
         for g in generate_games(5, train=60, seen=0, unseen=0, **kw).values():
             f = facts(g)
-            inside += len(f['inReceptacle']); opens += sum((r,) in f['openable'] for _,r in f['inReceptacle'])
-            at = dict(f['receptacleAtLocation']); places += len(at); spots += len(set(at.values()))
+            inside += len(f['inReceptacle'])
+            opens += sum((r,) in f['openable'] for _,r in f['inReceptacle'])
+            at = dict(f['receptacleAtLocation'])
+            places += len(at)
+            spots += len(set(at.values()))
         return opens/inside, 1 - spots/places
     assert share(hidden=0., shared=0.)[0] < .03 and share(shared=0.)[1] == 0
     assert share(hidden=1.)[0] > .4 and .05 < share()[1] < .15 < share(shared=.5)[1]

@@ -90,7 +90,9 @@ class Leaky(ToyHouse):
 
 class Frozen(ToyHouse):
     "It reads `max_steps` once"
-    def __init__(self): super().__init__(); self.limit = 10
+    def __init__(self):
+        super().__init__()
+        self.limit = 10
     def step(self, action):
         got = super().step(action)
         return *got[:3], self.n >= self.limit, got[4]

@@ -259,7 +259,8 @@ def _command(self:FastEnv, action):
 @patch
 def _gather_infos(self:FastEnv):
     s, state = self.state, self._pddl_state
-    s['won'], s['lost'], s['last_action'], s['_last_action'] = state.check_goal(), False, None, self._last_action
+    s['won'], s['lost'] = state.check_goal(), False
+    s['last_action'], s['_last_action'] = None, self._last_action
     s['_facts'] = list(state.facts)
     if self.request_infos.facts: s['facts'] = [self._get_human_readable_fact(f) for f in s['_facts']]
     s['_valid_actions'] = state.all_applicable_actions()

@@ -203,7 +203,8 @@ class GoalPart:
     ):
         # variable → [bits of the objects that fit, required flags]
         self.objects = {v:[(1 << len(house.o)) - 1, []] for v,t in types.items() if t == 'object'}
-        self.receptacles, self.near, self.distinct, self.held = set(house.r), False, False, set()
+        self.receptacles, self.held = set(house.r), set()
+        self.near, self.distinct = False, False
         for pred, *args in conditions:
             v = args[0]
             if pred in _FLAG_OF: self.objects[v][1].append(_FLAG_OF[pred])

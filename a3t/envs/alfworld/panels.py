@@ -70,7 +70,8 @@ def write_manifest(
     "Write the list: id, SHA-256 and letter of the paper's panel, one game a line"
     train = make_panel(games, 'train', PAPER_PANELS['train'])
     valid = make_panel(games, 'train', PAPER_PANELS['valid'], exclude=train)
-    lines = [f"{t}\t{g.hash}\t{'t' if t in train else 'v' if t in valid else '-'}\n" for t,g in games.items()]
+    letters = dict.fromkeys(valid, 'v') | dict.fromkeys(train, 't')
+    lines = [f"{t}\t{g.hash}\t{letters.get(t, '-')}\n" for t,g in games.items()]
     write_atomic(path, lzma.compress(''.join(lines).encode(), preset=9 | lzma.PRESET_EXTREME))
 
 # %% ../../../nbs/envs/alfworld/panels.ipynb #152bd3e8

@@ -251,7 +251,8 @@ def _situation(self:Simulator):
 @patch
 def _at_receptacle(self:Simulator, r):
     "Commands for one receptacle here"
-    h, n, o, open_ = self.house, self.house.receptacles[r], self.held, self.opened >> r & 1
+    h, n = self.house, self.house.receptacles[r]
+    o, open_ = self.held, self.opened >> r & 1
     yield f'examine {n}'
     if h.openable >> r & 1: yield f'close {n}' if open_ else f'open {n}'
     for x in bits(self.inside[r] & h.toggleable): yield f'use {h.objects[x]}'
