@@ -169,16 +169,15 @@ def evaluate(
     set:list=(), # settings that win over the preset, each as key=value, e.g. eval_tasks=20; by default none
 ):
     "Play one trial for each task with a trained adapter: its score"
-    from a3t.envs.base import load_environment
     from a3t.evaluate import score_table
-    from a3t.envs.base import environment_spec
+    from a3t.envs.base import settings_environment
     adapter, json = project_path(adapter, Path.cwd()), json and project_path(json, Path.cwd())
     named = adapter_model(adapter)
     if not (model := model or named): raise A3TError(f'{adapter} does not say which model it belongs to: give --model')
     if json and (Path(json).is_dir() or not Path(json).name):
         raise A3TError(f'--json {json!r} is a folder: give a file, such as score.json')
     S = evaluation_settings(model, preset, set, games, splits)
-    env = load_environment(*(spec := environment_spec(S))[:1], **spec[1])
+    env = settings_environment(S)
     panels = {split:env.panel(split, S['eval_tasks'], S['seed']) for split in S['eval_splits']}
     if empty := [s for s, p in panels.items() if not p]:
         raise A3TError(f"there are no games in the split {empty[0]}: choose --splits from "
@@ -204,21 +203,20 @@ def play_panels(
     "One trial for each task of some panels"
     from a3t.models.journal import Journal
     from a3t.agents import ReAct
-    from a3t.envs.base import Panel, load_environment
+    from a3t.envs.base import Panel, settings_environment
     from a3t.evaluate import summarise, trials
     from a3t.models.api import language_model, model_arguments
-    from a3t.envs.base import environment_spec
     answers = store.with_suffix('.answers')
     lm = Journal(answers).of(language_model(*model_arguments(S, adapter)))
-    policy, (name, kwargs) = ReAct.from_settings(S, lm, env), environment_spec(S)
-    episodes = {split:trials(store/split, tasks, lambda: load_environment(name, **kwargs), lm, policy, S['slots'],
+    policy = ReAct.from_settings(S, lm, env)
+    episodes = {split:trials(store/split, tasks, lambda: settings_environment(S), lm, policy, S['slots'],
                              seed=seed_for(S['seed'], 'evaluate', split),
                              patience=S['patience'], progress=f'{split} episodes') for split,tasks in panels.items()}
     shutil.rmtree(answers, ignore_errors=True)
     everything = Panel([pair for p in panels.values() for pair in p.items()])
     return dict(**summarise([t for ts in episodes.values() for t in ts]),
                 splits={s:dict(panel=panels[s].hash, **summarise(ts)) for s,ts in episodes.items()},
-                panel=everything.hash, seed=S['seed'], engine=S['engine'], environment=name, model=S['model'],
+                panel=everything.hash, seed=S['seed'], engine=S['engine'], environment=S['environment'], model=S['model'],
                 max_steps=S['max_steps'],
                 context_full=sum(t.full for ts in episodes.values() for t in ts))
 

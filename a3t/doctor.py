@@ -154,9 +154,8 @@ def check_environment_needs(
     settings:dict, # as `load_settings` gives them
 )->list: # of `Check`
     "Can the environment that explores do what the settings ask for?"
-    from a3t.envs.base import environment_spec
     what = f"environment {settings['environment']}"
-    try: check_needs(settings, environment_spec(settings, 'explore_engine'), quick=True)
+    try: check_needs(settings, quick=True)
     except A3TError as e: return [Check(what, False, *str(e).rpartition(': ')[::2])]
     return [Check(what, True, f"does what opening = {settings['opening']} and p = {settings['p']} need")]
 

@@ -8,6 +8,7 @@ from a3t.envs.alfworld import engine
 from a3t.envs.alfworld import games
 from a3t.envs.alfworld.simulator import AlfSim
 from a3t.envs.alfworld.games import *
+from a3t.envs.alfworld.panels import *
 from a3t.envs.alfworld.engine import *
 from a3t.envs.alfworld import *
 from a3t.envs.contract import check_environment, replay_equal
@@ -134,9 +135,9 @@ def test_broken_lines_are_named(pack, change, message):
 
 
 def test_broken_files_are_named(pack, tmp_path):
-    whole = pack.read_bytes()
-    for n in (0, 10, len(whole)//2, len(whole)-1):
-        pack.write_bytes(whole[:n])
+    complete = pack.read_bytes()
+    for n in (0, 10, len(complete)//2, len(complete)-1):
+        pack.write_bytes(complete[:n])
         with pytest.raises(A3TError, match='cut short|no games'): load_games(pack)
     pack.write_bytes(b'not xz at all')
     with pytest.raises(A3TError, match='no xz file'): load_games(pack)
@@ -308,7 +309,7 @@ def test_translations_stay_on_the_disk_and_a_disk_that_refuses_costs_time_only(t
     monkeypatch.setattr(engine, '_translate', lambda *args: pytest.fail('translated again'))
     assert play(load(games), task, games[task].walkthrough) == first
     monkeypatch.undo()
-    file.write_bytes(file.read_bytes()[:100]) # cut short: made anew
+    file.write_bytes(file.read_bytes()[:100]) # cut short: written again
     monkeypatch.setenv('A3T_DATA', str(tmp_path))
     assert play(load(games), task, games[task].walkthrough) == first and len(file.read_bytes()) > 100
     (tmp_path/'file').write_text('')
@@ -392,7 +393,7 @@ def test_panels_of_published_games(real):
 def bad(games): return {c.what.removeprefix('AlfWorld games: '):c.found for c in check_data(games) if not c.ok}
 
 
-def test_whole_data_has_no_fault(pack):
+def test_complete_data_has_no_fault(pack):
     assert not bad(pack) and not bad(mini_games()) and all(c.fix for c in check_data(pack)[:-1])
 
 

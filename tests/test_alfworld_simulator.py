@@ -26,14 +26,19 @@ GOALS = dict(
                                   '{o}Type) (receptacleType ?r {r}Type) (isHot ?o) (inReceptacle ?o ?r))))',
     pick_cool_then_place_in_recep='(exists (?r - receptacle) (exists (?o - object) (and (coolable ?o) (objectType ?o '
                                   '{o}Type) (receptacleType ?r {r}Type) (isCool ?o) (inReceptacle ?o ?r))))',
-    look_at_obj_in_light='''(exists (?ot - object ?r - receptacle ?a - agent ?l - location) (and (objectType ?ot DeskLampType) (toggleable ?ot) (isToggled ?ot)
-        (receptacleAtLocation ?r ?l) (atLocation ?a ?l) (inReceptacle ?ot ?r))) (exists (?o - object ?a - agent) (and (objectType ?o {o}Type) (holds ?a ?o)))''',
-    pick_two_obj_and_place='''(exists (?r - receptacle) (exists (?o1 - object) (and (objectType ?o1 {o}Type) (receptacleType ?r {r}Type) (inReceptacle ?o1 ?r)
-        (exists (?o2 - object) (and (not (= ?o1 ?o2)) (objectType ?o2 {o}Type) (receptacleType ?r {r}Type) (inReceptacle ?o2 ?r))))))''')
+    look_at_obj_in_light='''(exists (?ot - object ?r - receptacle ?a - agent ?l - location)
+        (and (objectType ?ot DeskLampType) (toggleable ?ot) (isToggled ?ot)
+        (receptacleAtLocation ?r ?l) (atLocation ?a ?l) (inReceptacle ?ot ?r)))
+        (exists (?o - object ?a - agent) (and (objectType ?o {o}Type) (holds ?a ?o)))''',
+    pick_two_obj_and_place='''(exists (?r - receptacle) (exists (?o1 - object)
+        (and (objectType ?o1 {o}Type) (receptacleType ?r {r}Type) (inReceptacle ?o1 ?r)
+        (exists (?o2 - object) (and (not (= ?o1 ?o2)) (objectType ?o2 {o}Type) (receptacleType ?r {r}Type)
+        (inReceptacle ?o2 ?r))))))''')
 
 def strange_game(seed):
-    """A small game with everything that official games have rarely or never: places that share a location, things in two places or
-    lying elsewhere than their place, things on the floor, locked-up lamps, nested things, things that start hot, sliced or open."""
+    """A small game with everything that official games have rarely or never: places that share a location, things in
+    two places or elsewhere than their place, things on the floor, locked-up lamps, nested things, things that start
+    hot, sliced or open"""
     rng = random.Random(seed)
     kind, some = list(GOALS)[seed % 6], lambda p: rng.random() < p
     locs = [f'loc_bar_{i}' for i in range(5)]
@@ -72,7 +77,7 @@ def strange_games(seeds):
 
 def no_difference(result): assert not result['differences'], result['first']
 
-def test_strange_houses_are_told_alike():
+def test_both_engines_agree_on_strange_houses():
     no_difference(parity(strange_games(range(12)), episodes=2, steps=40))
 
 def test_the_stock_engine_agrees_too():
@@ -94,11 +99,11 @@ def one_of_each(games, n):
             if lists[i % 3]: res.append(rng.choice(lists[i % 3]))
     return sorted(set(res))
 
-def test_published_games_are_told_alike():
+def test_both_engines_agree_on_published_games():
     games = real_games()
     no_difference(parity(games, one_of_each(games, 3), episodes=1, steps=30))
 
-def test_generated_games_are_told_alike():
+def test_both_engines_agree_on_generated_games():
     games = generate_games(seed=3, train=6, seen=0, unseen=6)
     assert {task_type(t) for t in games} == set(AlfSim.task_types)
     no_difference(parity(games, episodes=1, steps=30))
@@ -135,7 +140,7 @@ def test_parity_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert (first['games'], again['games'], again['differences']) == (2, 3, 0) and again['steps'] == first['steps']*3//2
     # now all is there
     assert parity(games, tasks, episodes=1, steps=5, file=file)['steps'] == again['steps'] and len(played) == 4
-    parity(games, tasks, episodes=1, steps=6, file=file) # other amounts: played anew
+    parity(games, tasks, episodes=1, steps=6, file=file) # other amounts: played again
     assert len(played) == 7
     with pytest.raises(A3TError, match='cannot write'):
         parity(games, tasks, episodes=1, steps=5, file=tmp_path/'no such folder'/'x')
@@ -185,7 +190,7 @@ def test_all_published_games_sound_as_the_engine_did_then():
     assert not recheck(report('published'), games)
 
 @pytest.mark.slow
-def test_120_published_games_are_told_alike():
+def test_both_engines_agree_on_120_published_games():
     games = real_games()
     no_difference(parity(games, one_of_each(games, 21), episodes=1, steps=30, seed=1))
 
@@ -197,15 +202,16 @@ def pair():
 
 @settings(max_examples=40, deadline=None)
 @given(which=st.integers(0, 5), said=st.lists(st.one_of(st.integers(0, 10**6), st.text(max_size=20)), max_size=30))
-def test_any_sequence_is_told_alike(pair, which, said):
+def test_both_engines_agree_on_any_sequence(pair, which, said):
     "Whatever is said, both engines answer alike: text, admissible commands, flags"
     (real, sim), task = pair, list(pair[0].games)[which]
     a, b = [env.reset(options={'task':task}) for env in pair]
     for x in said: # a number stands for an admissible command or a near miss of it
         assert (a, real.raw) == (b, sim.raw)
         c = a[-1]['admissible_actions']
-        a, b = [env.step(x if isinstance(x, str) else near_miss(random.Random(x), c[x % len(c)], sim.sim.house)
-                         if x % 4 == 0 else c[x % len(c)]) for env in pair]
+        command = x if isinstance(x, str) else c[x % len(c)]
+        if not isinstance(x, str) and x % 4 == 0: command = near_miss(random.Random(x), command, sim.sim.house)
+        a, b = [env.step(command) for env in pair]
     assert (a, real.raw) == (b, sim.raw)
 
 # ---- the simulator alone
@@ -234,7 +240,7 @@ def test_episode_ends_at_the_step_limit():
     env.reset(options={'task':env.tasks('train')[0]})
     assert [env.step('nonsense')[3] for _ in range(3)] == [False, False, True]
 
-def test_moments_go_from_one_environment_to_another():
+def test_snapshots_go_from_one_environment_to_another():
     games = strange_games(range(3))
     a, b, tasks = AlfSim(games), AlfSim(games), list(games)
     snapshots = []
@@ -296,7 +302,7 @@ def test_together_or_alone_an_episode_is_the_same():
     games = generate_games(seed=4, train=12, seen=0, unseen=6)
     tasks, envs, rngs = games.tasks('train'), AlfSims(games, 30, max_steps=20), [random.Random(i) for i in range(30)]
     obs, infos = envs.reset(options=dict(tasks=tasks))
-    alone, told = [AlfSim(games, max_steps=20) for _ in range(30)], 0
+    alone, ended = [AlfSim(games, max_steps=20) for _ in range(30)], 0
     for i,e in enumerate(alone):
         assert e.reset(options={'task':infos['task'][i]})[0] == obs[i] and infos['task'][i] == tasks[i % 12]
     over = [False]*30
@@ -307,8 +313,8 @@ def test_together_or_alone_an_episode_is_the_same():
             one = e.step(said[i]) if not over[i] else (*e.reset(options={'task':infos['task'][i]}), None)
             if over[i]: one = one[0], 0., False, False, one[1]
             assert one == (obs[i], reward[i], terminated[i], truncated[i], {k:infos[k][i] for k in one[-1]})
-            over[i], told = one[2] or one[3], told + (one[2] or one[3])
-    assert told >= 60
+            over[i], ended = one[2] or one[3], ended + (one[2] or one[3])
+    assert ended >= 60
 
 def test_equal_lists_and_wrong_amounts():
     games = mini_games()

@@ -14,7 +14,7 @@ from unittest import mock
 from ..core import seed_for
 from ..envs.alfworld.simulator import AlfSim
 from ..envs.alfworld.batch import AlfSims
-from ..envs.alfworld.parity import explored
+from ..envs.alfworld.parity import random_command
 from ..envs.alfworld.engine import AlfWorld
 from ..envs.alfworld.games import mini_games, task_type
 
@@ -39,7 +39,7 @@ def bench_commands(
     _, info = env.reset(options={'task':task})
     for c in said: info = env.step(c)[-1]
     while len(said) < n:
-        said.append(explored(rng, info['admissible_actions'], env.sim.house, .2))
+        said.append(random_command(rng, info['admissible_actions'], env.sim.house, .2))
         info = env.step(said[-1])[-1]
     return said
 

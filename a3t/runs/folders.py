@@ -11,7 +11,6 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from ..core import A3TError, data_folder, load_settings, project_path, project_root, read_json, write_json
-from ..envs.base import environment_spec
 from ..envs.contract import check_needs
 from ..settings import ALLOWED, check_settings
 
@@ -60,7 +59,7 @@ def open_run(
         if old['settings'] != new | more: write_json(run/'run.json', old | dict(settings=new | more))
         return run, new | more
     settings = _run_settings(preset or 'smoke', overrides, root)
-    check_needs(settings, environment_spec(settings, 'explore_engine'))
+    check_needs(settings)
     write_json(run/'run.json', dict(preset=preset or 'smoke', overrides=overrides, settings=settings,
                                     versions={k:_version(k) for k in PACKAGES},
         python=platform.python_version(), git=_git_commit(root),

@@ -18,10 +18,9 @@ from ..accumulate import entries, fetch, round_statistics, stores
 from ..quality.alarms import collect_alarms
 from ..core import A3TError, COLOURS, read_json, trajectory_html, write_atomic, write_json
 from ..evaluate import accumulated_score, graded, plot_rates, score_table
-from ..envs.base import load_environment
+from ..envs.base import settings_environment
 from .executor import DAY, clock
 from .folders import OUTPUTS, plan, stage_folder, stage_name
-from ..envs.base import environment_spec
 from .manifests import read_manifest
 from ..quality.stability import judge, stability_records, stability_table
 from ..quality.curves import PANELS, plot_training
@@ -71,7 +70,7 @@ def run_stability(
     explored = done('explore')
     made = (fetch(_entries(run, 'explore', r)) if r in explored else None for r in range(S['rounds']))
     played = {r:fetch(_entries(run, 'evaluate', r)) for r in done('evaluate')}
-    try: env = load_environment(*(spec := environment_spec(S, 'explore_engine'))[:1], **spec[1])
+    try: env = settings_environment(S, 'explore_engine')
     except A3TError: env = None # the games are not on this machine
     records = stability_records(made, played, env)
     return dict(rounds=records, **judge(records))

@@ -15,7 +15,7 @@ from fastcore.basics import chunked, patch
 from tqdm import tqdm
 from ..accumulate import append
 from ..core import A3TError, read_json, seed_for, write_json
-from ..envs.base import Panel, environment_spec, load_environment
+from ..envs.base import Panel, settings_environment
 from ..evaluate import trials as play_panel
 from ..models.api import model_arguments
 from ..models.journal import Journal
@@ -118,8 +118,7 @@ def environment(self:Stage,
     **more, # what differs from the settings, e.g. another `max_steps`
 ): # a `TextEnv`
     "The environment that the settings name"
-    name, kwargs = environment_spec(self.settings, engine, **more)
-    return load_environment(name, **kwargs)
+    return settings_environment(self.settings, engine, **more)
 
 # %% ../../nbs/runs/stage.ipynb #b839ba91
 @patch
