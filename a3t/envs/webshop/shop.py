@@ -12,10 +12,10 @@ from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
-from ...core import A3TError, content_hash, data_folder, read_json, seed_for, write_json
+from ...core import A3TError, content_hash, data_folder, make_folder, read_json, seed_for, write_json
 from .catalogue import Product, make_product, read_file, read_items, shop_sources, typed
 from .reward import Goal, make_goal, shop_reward
-from .search import Index, build_folder, build_index
+from .search import Index, build_index
 
 # %% ../../../nbs/envs/webshop/shop.ipynb #7031d178
 KINDS = ('human', 'synthetic')
@@ -132,7 +132,7 @@ def prepare_shop(
                                          categories=dict(sorted(w.categories.items())), nouns='nouns' in files,
                                          prices='prices' in files, goals={k:len(given.get(k, w.goals[k]))
                                                                           for k in KINDS}, given=sorted(given)))
-    return build_folder(path, fill)
+    return make_folder(path, fill)
 
 # %% ../../../nbs/envs/webshop/shop.ipynb #1404719d
 class Shop:
