@@ -104,13 +104,13 @@ def option_clicks(
 class Visit:
     "A position in the shop, and the effects of actions on it"
     def _home(self):
-        self.page, self.query, self.number, self.asin = 'search', '', 1, ''
-        self.options, self.seen = {}, frozenset()
-        self.reward, self.parts = 0., None
+        self._search('', 1)
+        self.page, self.seen = 'search', frozenset()
 
     def _search(self, query, number):
-        self.page, self.query, self.number, self.asin = 'results', query, number, ''
-        self.options, self.reward, self.parts = {}, 0., None
+        self.page, self.query, self.number = 'results', query, number
+        self.asin, self.options = '', {}
+        self.reward, self.parts = 0., None
 
     def _click(self, what):
         x = what.value
@@ -214,8 +214,8 @@ class WebShop(Visit, TextEnv):
     ):
         if pages not in PAGES: raise A3TError(f"pages = {pages!r} is unknown: set it to one of {', '.join(PAGES)}")
         if rewards not in REWARDS: raise A3TError(f"rewards = {rewards!r} is unknown: set it to {' or '.join(REWARDS)}")
-        self.shop, self.max_steps, self.pages, self.rewards = shop, max_steps, pages, rewards
-        self.goals, self.goal = _goals(shop, instructions, split_by), None
+        self.shop, self.goals, self.goal = shop, _goals(shop, instructions, split_by), None
+        self.max_steps, self.pages, self.rewards = max_steps, pages, rewards
         self.task_types = tuple(shop.meta['categories'])
 
     def tasks(self, split): return self.goals.tasks(split)
@@ -280,7 +280,8 @@ def key(self:WebShop):
 @patch
 def restore(self:WebShop, snapshot):
     self.task, self.n, self.page, self.query, self.number, self.asin, options, self.seen = snapshot
-    self.goal, self.options, self.reward, self.parts = self.goals[self.task], dict(options), 0., None
+    self.goal, self.options = self.goals[self.task], dict(options)
+    self.reward, self.parts = 0., None
     if self.page == 'done': self._score()
     return self._info(True)
 

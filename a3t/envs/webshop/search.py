@@ -169,8 +169,8 @@ def _write_block(blocks, tmp, tokens, lengths, first):
 # %% ../../../nbs/envs/webshop/search.ipynb #3b5fb965
 def _read_texts(texts, tmp, block):
     "First pass: write the blocks; (term → number, ids, lengths, number of blocks)"
-    vocabulary, ids, first, blocks = {}, [], 0, 0
-    lengths, tokens = array('i'), array('i')
+    vocabulary, ids, lengths = {}, [], array('i')
+    tokens, first, blocks = array('i'), 0, 0 # of the block that is being filled
     for id_, text in texts:
         found = terms(text)
         for t in found: tokens.append(vocabulary.setdefault(t, len(vocabulary)))
