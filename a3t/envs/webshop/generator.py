@@ -359,7 +359,7 @@ def read_shop_file(
 ): # what it holds
     "Read one of a shop's files; raises `A3TError` if it is missing"
     paths = sorted(Path(folder).glob(start + '*.json'))
-    if not paths: raise A3TError(f'{folder} is not a shop (no {start}*.json): name a folder of `generate_shop`')
+    if not paths: raise A3TError(f'{folder} is not a shop (no {start}*.json): name the folder of a shop')
     return read_json(paths[0])
 
 _FILES = ('items_shuffle', 'items_ins_v2', 'product_prices', 'title_nouns') # what `shop_facts` reads
