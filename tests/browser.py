@@ -16,7 +16,8 @@ class Browser:
     "One page of a headless browser"
     def __init__(self, path):
         self.folder = tempfile.mkdtemp()
-        flags = '--headless --no-sandbox --disable-gpu --hide-scrollbars --remote-debugging-port=0 --no-first-run --disable-dev-shm-usage'.split()
+        flags = ['--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--remote-debugging-port=0',
+                 '--no-first-run', '--disable-dev-shm-usage']
         self.log = open(Path(self.folder)/'log', 'w+', encoding='utf-8')
         self.process = subprocess.Popen([path, *flags, f'--user-data-dir={self.folder}/profile', 'about:blank'],
                                         stderr=self.log, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -81,18 +82,22 @@ class Browser:
 
     def click(self, label):
         "Click a button or link by its label, where it lies on the page"
-        place = self.js(f'''(() => {{ const e = [...document.querySelectorAll('button, a')].find(e => e.innerText.trim() === {json.dumps(label)} && !e.disabled);
-            if (!e) return null; e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect(); return [r.x + r.width/2, r.y + r.height/2] }})()''')
-        if place is None: raise AssertionError(f'there is nothing to click named {label!r}: {self.text()[:500]}')
+        place = self.js(f'''(() => {{
+            const e = [...document.querySelectorAll('button, a')].find(
+                e => e.innerText.trim() === {json.dumps(label)} && !e.disabled);
+            if (!e) return null;
+            e.scrollIntoView({{block: 'center'}});
+            const r = e.getBoundingClientRect();
+            return [r.x + r.width/2, r.y + r.height/2] }})()''')
+        if place is None: raise AssertionError(f'no button or link {label!r} on this page: {self.text()[:500]}')
         for kind in ('mousePressed', 'mouseReleased'):
             self.send('Input.dispatchMouseEvent', type=kind, x=place[0], y=place[1], button='left', clickCount=1)
 
     def tab_to(self, label, most=60):
         "Press Tab until the focus is on something with this label"
         for _ in range(most):
-            if self.js('(e => e.innerText || e.getAttribute("aria-label") || "")(document.activeElement)').strip(
-                ) == label:
-                return
+            focus = self.js('(e => e.innerText || e.getAttribute("aria-label") || "")(document.activeElement)')
+            if focus.strip() == label: return
             self.press('Tab')
         raise AssertionError(f'Tab does not reach {label!r}')
 
@@ -101,7 +106,7 @@ class Browser:
                                                           captureBeyondViewport=True)['data']))
 
     def close(self):
-        "End the browser with all its processes: what is started by name is often a script around it"
+        "End the browser with all its processes: the command is often a script that starts the browser"
         try:
             try: os.killpg(self.process.pid, signal.SIGKILL)
             except ProcessLookupError: pass

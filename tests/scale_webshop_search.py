@@ -1,7 +1,7 @@
 """The index at the size of the whole catalogue: python tests/scale_webshop_search.py [PRODUCTS] [FOLDER]
 
-Builds an index of made-up products (1.18 million by default, about 20 minutes), and prints what it takes:
-time, disk, the time of a query, and the memory of several processes that search in it."""
+Builds an index of made-up products (1.18 million by default, about 20 minutes). Prints the time to build it, its size
+on disk, the time of a query, and the memory of several processes that search in it."""
 import json, os, resource, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np
@@ -12,7 +12,8 @@ WORDS, LENGTH = 1_500_000, 150
 
 def texts(n, rng, block=10_000):
     "Made-up products: the word of rank r is as common as 1/r, with everyday words in front"
-    front = 'women men size color black white pack set for with home kitchen cotton soft easy clean machine washable high quality steel wood'.split()
+    front = ('women men size color black white pack set for with home kitchen cotton soft easy clean machine washable '
+             'high quality steel wood').split()
     name = lambda r: front[r] if r < len(front) else f'w{r}'
     known = [name(r) for r in range(200_000)]
     for start in range(0, n, block):

@@ -15,7 +15,7 @@ from a3t.envs.alfworld.generator import write_games
 from a3t.envs.contract import LEVELS, check_environment, check_needs
 from a3t.envs.base import TextEnv, ToyHouse
 from a3t.envs.webshop.env import PAGES, WebShop
-from a3t.envs.webshop.shop import KINDS, SPLITS, Shop, prepare_shop
+from a3t.envs.webshop.shop import INSTRUCTIONS, SPLITS, Shop, prepare_shop
 from a3t.envs.webshop.generator import generate_shop
 from conftest import one_line_error
 
@@ -37,7 +37,7 @@ def test_generated_alfworld_games(tmp_path, engine, needs):
 
 def test_generated_shops(tmp_path):
     shop = Shop(prepare_shop(generate_shop(seed=3, products=120, folder=tmp_path), tmp_path/'p'))
-    for form, kind, split in zip(PAGES, [*KINDS, 'human'], SPLITS):
+    for form, kind, split in zip(PAGES, [*INSTRUCTIONS, 'human'], SPLITS):
         check_environment(WebShop(shop, pages=form, instructions=kind), split,
                           another=WebShop(shop, pages=form, instructions=kind))
 

@@ -12,7 +12,7 @@ from a3t.core import A3TError, to_row, write_json
 from a3t.envs.contract import check_environment
 from a3t.envs.base import load_environment, play
 from a3t.envs.webshop.generator import generate_shop, shop_files
-from a3t.envs.webshop.browser import TEMPLATES, Shop, page_blocks, read_replays, replayed, serving
+from a3t.envs.webshop.browser import TEMPLATES, Site, page_blocks, read_replays, replayed, serving
 from stall import EVIL, GOALS, Stall
 
 ACTIONS = ['search[red mug]', 'click[g000000001]', 'click[red]', 'click[nonsense]', 'click[large]', 'click[buy now]']
@@ -27,7 +27,7 @@ def traj():
 
 @pytest.fixture
 def site(traj):
-    shop = Shop(Stall(), [traj, replace(traj, task='unknown')])
+    shop = Site(Stall(), [traj, replace(traj, task='unknown')])
     with serving(shop) as url: yield shop, url
 
 class Client:
@@ -39,8 +39,8 @@ class Client:
                                          urllib.parse.urlencode(data).encode() if data is not None else None, headers)
         try: answer = self.opener.open(request, timeout=10)
         except urllib.error.HTTPError as e: answer = e
-        self.at, self.status, self.headers, self.page = urllib.parse.urlparse(
-            answer.url).path, answer.status, answer.headers, answer.read().decode()
+        self.at, self.status = urllib.parse.urlparse(answer.url).path, answer.status
+        self.headers, self.page = answer.headers, answer.read().decode()
         return self.page
     def post(self, path, **data):
         token = re.search('name="_xsrf" value="([^"]+)"', self.page)
@@ -54,8 +54,8 @@ class Tags(HTMLParser):
 
 def harmless(page):
     t = Tags(page)
-    assert not t.tags & {'script', 'img', 'iframe', 'object', 'svg',
-                         'base'} and not any(a.startswith('on') or a == 'style' for a in t.attributes), page
+    assert not t.tags & {'script', 'img', 'iframe', 'object', 'svg', 'base'}, page
+    assert not any(a.startswith('on') or a == 'style' for a in t.attributes), page
     return page
 
 def test_the_stall_keeps_the_contract():
@@ -75,15 +75,15 @@ def test_an_episode_from_search_to_reward(site):
     c.post(key, search='red mug')
     assert c.buttons() == ['Back to Search', 'G000000001', 'G000000002', 'G000000003'] and 'Page 1' in harmless(c.page)
     for label in ('G000000001', 'red', 'large', 'Description', '< Prev'): c.post(key, click=label)
-    assert re.findall('value="([^"]*)" class="chosen" aria-pressed', c.page) == ['red',
-        'large'] and '<h1>Red mug</h1>' in c.page
+    assert re.findall('value="([^"]*)" class="chosen" aria-pressed', c.page) == ['red', 'large']
+    assert '<h1>Red mug</h1>' in c.page
     c.post(key, click='Buy Now')
     assert 'You found it' in c.page and 'Reward 1.000' in c.page and not c.buttons()
     steps = len(shop.episodes[key.split('/')[-1]].steps)
     c.post(key, click='red')
     assert len(shop.episodes[key.split('/')[-1]].steps) == steps == 7, 'an episode that is over stays as it is'
 
-def test_what_cannot_be_done_is_said_and_counts(site):
+def test_an_invalid_action_counts_and_is_reported(site):
     shop, url = site
     c = Client(url); c.get('/'); c.post('/start', task='mug/1'); key = c.at
     c.post(key, click='Buy Now')
@@ -100,7 +100,7 @@ def test_two_people_do_not_disturb_each_other(site):
     a.post(a.key, click='red')
     assert 'Blue mug' in b.get(b.key) and 'aria-pressed' not in b.page and 'aria-pressed' in a.get(a.key)
 
-def test_old_episodes_go(site):
+def test_old_episodes_are_dropped(site):
     shop, url = site
     keys = [shop.start('mug/1') for _ in range(101)]
     assert len(shop.episodes) == 100
@@ -148,7 +148,7 @@ def test_only_this_machine_is_served(site):
                          ('/nix', '/episode/nix', '/episode/a/b', '/replay/9/0', '/replay/0/99', '/replay/x/0',
                           '/replay/0/-1', '/?split=nix', '/?first=-1', '/?first=x', '/replay?first=1e9',
                           '/?first=' + '9'*40))
-def test_addresses_that_lead_nowhere(site, path, caplog):
+def test_bad_addresses(site, path, caplog):
     c = Client(site[1]); page = c.get(path)
     assert c.status in (400, 404) and 'Back to the tasks' in page and 'Traceback' not in page
 
@@ -209,8 +209,8 @@ def test_a_replay_of_another_shop_shows_what_was_recorded(traj):
 def test_where_trajectories_are_read_from(tmp_path, traj):
     store = tmp_path/'run'/'round_00'/'trajectories'
     append(store, [traj]); append(tmp_path/'run'/'round_01'/'episodes', [replace(traj, goal='other')])
-    assert [t.goal for t in read_replays(tmp_path/'run')] == [traj.goal,
-        'other'] and read_replays(store) == [traj] == read_replays(next(store.iterdir()))
+    assert [t.goal for t in read_replays(tmp_path/'run')] == [traj.goal, 'other']
+    assert read_replays(store) == [traj] == read_replays(next(store.iterdir()))
     write_json(tmp_path/'one.json', to_row(traj)); write_json(tmp_path/'two.json', [to_row(traj)]*2)
     assert read_replays(tmp_path/'one.json') == [traj] and read_replays(tmp_path/'two.json') == [traj]*2
     write_json(tmp_path/'bad.json', [dict(task=1)])
@@ -219,7 +219,7 @@ def test_where_trajectories_are_read_from(tmp_path, traj):
     for name in ('bad.json', 'number.json', 'broken.json', 'x.parquet', 'empty', 'missing'):
         with pytest.raises(A3TError, match=name.split('.')[0]): read_replays(tmp_path/name)
 
-def test_a_port_in_use_is_said(site):
+def test_a_port_in_use_is_an_error(site):
     with pytest.raises(A3TError, match='--port'):
         with serving(site[0], int(site[1].rsplit(':', 1)[1])): pass
     with pytest.raises(A3TError, match='--port'):
@@ -228,7 +228,7 @@ def test_a_port_in_use_is_said(site):
 def test_nothing_is_left_behind():
     before = threading.active_count()
     for _ in range(5):
-        with serving(Shop(Stall())) as url: Client(url).get('/')
+        with serving(Site(Stall())) as url: Client(url).get('/')
     assert threading.active_count() == before
 
 def test_blocks():
@@ -236,11 +236,11 @@ def test_blocks():
     item = page_blocks('Back\nsize\n  [button] s [button_]\n  [clicked button] l [clicked button_]\nA [button] in a '
                        'title [button_]\n[button] Buy Now [button_]')
     assert [(b.kind, b.text) for b in item] == [('text', 'Back'), ('option', 'size'),
-                                                ('title', 'A [button] in a title [button_]'),
-                                                ('buy', 'Buy Now')] and item[1].buttons == [('s', False), ('l', True)]
+                                                ('title', 'A [button] in a title [button_]'), ('buy', 'Buy Now')]
+    assert item[1].buttons == [('s', False), ('l', True)]
     assert page_blocks('[button] red [button_]')[0].buttons == [('red', False)], 'a value without a name'
-    assert [b.lines for b in page_blocks(
-        '[button] B000000001 [button_]\nMug\n$3\n\n[button] B000000002 [button_]')] == [['Mug', '$3'], []]
+    results = page_blocks('[button] B000000001 [button_]\nMug\n$3\n\n[button] B000000002 [button_]')
+    assert [b.lines for b in results] == [['Mug', '$3'], []]
     assert page_blocks('') == []
 
 def test_webshop_itself_with_a_hostile_catalogue(tmp_path):
@@ -251,7 +251,7 @@ def test_webshop_itself_with_a_hostile_catalogue(tmp_path):
     task = next(t for t in env.tasks('train') if env.goals[t].asin in {p['asin'] for p in items[::2]}
                 and env.goals[t].options)
     goal = env.goals[task]
-    with serving(Shop(env)) as url:
+    with serving(Site(env)) as url:
         c = Client(url); c.get('/'); c.post('/start', task=task); key = c.at
         harmless(c.post(key, search=goal.query))
         while goal.asin not in c.buttons(): harmless(c.post(key, click='Next >'))
@@ -321,8 +321,8 @@ def test_hostile_texts_do_nothing_in_a_browser(site, browser):
     browser.goto(site[1])
     browser.loads(lambda: browser.js('document.querySelectorAll("form")[1].submit()'))
     browser.type(EVIL); browser.loads(lambda: browser.press('Enter'))
-    assert (EVIL in browser.text() and browser.js('document.title') == 'shopping · a3t'
-            and browser.js('document.images.length + document.scripts.length') == 0)
+    assert EVIL in browser.text() and browser.js('document.title') == 'shopping · a3t'
+    assert browser.js('document.images.length + document.scripts.length') == 0
     browser.loads(lambda: browser.click(EVIL))
     browser.goto(site[1] + '/replay/0/2')
     assert EVIL in browser.text() and browser.js('document.title') == 'replay · a3t' and not complaints(browser)
@@ -336,7 +336,7 @@ def test_a_replay_goes_on_with_enter(site, browser, traj):
     browser.loads(lambda: browser.press('Enter'))
     assert 'Step 5 of 6' in browser.text(), 'at the end, Enter goes back'
 
-def test_nothing_runs_out_of_the_window(site, browser):
+def test_no_page_is_wider_than_the_window(site, browser):
     try:
         for width in (1200, 380):
             browser.send('Emulation.setDeviceMetricsOverride', width=width, height=800, deviceScaleFactor=1,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from a3t.core import A3TError
-from a3t.envs.webshop import search as shopsearch
+from a3t.envs.webshop import search as engine
 from a3t.envs.webshop.search import *
 
 @pytest.fixture(scope='module')
@@ -28,7 +28,7 @@ def test_words(text, expected): assert words(text) == expected
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet=st.sampled_from("aZ09_.:,;'\"- \t\n#*()/"), max_size=40))
 def test_the_short_way_for_ascii_finds_the_same_words(text):
-    assert words(text) == shopsearch._WORD.findall(text)
+    assert words(text) == engine._WORD.findall(text)
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=200))
@@ -55,7 +55,7 @@ def test_lengths_in_one_byte():
 
 def everything(index, query, k=50):
     acc = np.zeros(len(index))
-    for w,d,f in sorted((p for t,n in shopsearch.Counter(terms(query)).items() if (p := index._postings(t, n))),
+    for w,d,f in sorted((p for t,n in engine.Counter(terms(query)).items() if (p := index._postings(t, n))),
                         key=lambda p: -p[0]):
         acc[d] += index._part(w, d, f)
     scores = acc.astype(np.float32)
@@ -71,7 +71,7 @@ def test_the_shortcut_changes_nothing(index):
 def test_blocks_change_nothing(index, tmp_path):
     texts = [('A', 'red shoe'), ('B', 'blue shoe shoe'), ('C', ''), ('D', 'red red hat')]
     a, b = build_index(texts, tmp_path/'a', block=1), build_index(texts, tmp_path/'b')
-    for n in shopsearch.ARRAYS: assert np.array_equal(getattr(a, '_'+n), getattr(b, '_'+n)), n
+    for n in engine.ARRAYS: assert np.array_equal(getattr(a, '_'+n), getattr(b, '_'+n)), n
 
 def test_odd_indexes(tmp_path):
     empty = build_index([], tmp_path/'empty')
@@ -81,7 +81,7 @@ def test_odd_indexes(tmp_path):
     assert not (tmp_path/'twice').exists() and not list(tmp_path.glob('.*'))
     with pytest.raises(A3TError, match='missing'): Index(tmp_path/'none')
     (tmp_path/'empty'/'docs.npy').write_bytes(b'broken')
-    with pytest.raises(A3TError, match='not a whole index'): Index(tmp_path/'empty')
+    with pytest.raises(A3TError, match='not a complete index'): Index(tmp_path/'empty')
 
 def test_ties_go_by_id(tmp_path):
     ix = build_index([(i, 'same words here') for i in ('B2', 'A9', 'C1', 'A1')], tmp_path/'ties')
