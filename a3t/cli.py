@@ -13,8 +13,8 @@ from inspect import Parameter, getdoc, signature
 from pathlib import Path
 from fastcore.docments import docments
 from . import __version__
-from .core import A3TError, close_output, content_hash, data_folder, did_you_mean, file_hash, load_settings, never_fail_output, project_path, project_root, read_json, read_settings, read_text, refused, seed_for, write_json
-from .settings import allowed_settings, check_settings
+from .core import A3TError, close_output, content_hash, data_folder, did_you_mean, file_hash, never_fail_output, project_path, project_root, read_json, read_text, refused, seed_for, write_json
+from .settings import allowed_settings, check_settings, load_settings, read_settings
 
 # %% ../nbs/cli.ipynb #37dce9e0
 def overrides(

@@ -4,16 +4,80 @@
 
 # %% auto #0
 __all__ = ['TASK_TYPES', 'LEVELS', 'ENVIRONMENTS', 'SCHEDULES', 'RUN', 'TASKS', 'MODEL', 'EXPLORING', 'DATA', 'TRAINING',
-           'ALLOWED', 'TOGETHER', 'Allowed', 'allowed', 'whole', 'number', 'one_of', 'dictionary', 'some', 'devices',
-           'check_device', 'games_or_path', 'from_to', 'allowed_settings', 'setting_faults', 'check_settings']
+           'ALLOWED', 'TOGETHER', 'parse_value', 'read_settings', 'load_settings', 'Allowed', 'allowed', 'whole',
+           'number', 'one_of', 'dictionary', 'some', 'devices', 'check_device', 'games_or_path', 'from_to',
+           'allowed_settings', 'setting_faults', 'check_settings']
 
 # %% ../nbs/settings.ipynb #setting3
-import importlib, importlib.util, os, re, shlex, shutil, sys
+import ast, configparser, importlib, importlib.util, json, os, re, shlex, shutil, sys, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from .core import A3TError, brief, data_folder, did_you_mean, project_root
+from .core import A3TError, brief, data_folder, did_you_mean, project_path, project_root, read_text
+
+# %% ../nbs/settings.ipynb #afa9002f
+def parse_value(
+    text:str, # as written in a settings file or on a command line
+): # int, float, bool, list, dict or str
+    "Read one value: a Python literal, `true`, `false`, or else text"
+    t = text.strip()
+    if t.lower() in ('true', 'false'): return t.lower() == 'true'
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore') # Python warns about odd literals such as 1or
+            return ast.literal_eval(t)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError): return t
+
+# %% ../nbs/settings.ipynb #e5a8572d
+_NOT_LISTS = {'target_modules':('all-linear',)} # key of a list → words that are accepted instead of one
+_TYPE_NAMES = {bool:'true or false', int:'a whole number', float:'a number', str:'text', list:'a list',
+               dict:'a dictionary'}
+
+def read_settings(
+    path, # a settings file
+)->configparser.ConfigParser: # its sections
+    "The sections of a settings file; `A3TError` if it is missing or broken"
+    ini = configparser.ConfigParser(interpolation=None)
+    path = project_path(path)
+    if not os.path.lexists(path):
+        raise A3TError(f'{path} is missing: run from the folder of the project, or name the file')
+    try: ini.read_string(read_text(path), str(path))
+    except configparser.Error as e:
+        raise A3TError(f"settings.ini cannot be read: {' '.join(str(e).split())}; restore it from the project") from e
+    return ini
+
+def _typed(key, value, default):
+    "`value` with the type of `default`, or an error that names both"
+    if isinstance(value, str) and value.strip() in _NOT_LISTS.get(key, ()): return value.strip()
+    new = parse_value(value) if isinstance(value, str) else value
+    if isinstance(default, str) and isinstance(value, str): new = new if isinstance(new, str) else value.strip()
+    if isinstance(default, float) and type(new) is int and abs(new) < 2**63: new = float(new)
+    if type(default) is int and type(new) is float and new.is_integer(): new = int(new)
+    kind = f"{_TYPE_NAMES[type(default)]}, such as {default!r}"
+    if type(new) is not type(default): raise A3TError(f'setting {key} = {brief(new)} must be {kind}')
+    try: json.dumps(new, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as e:
+        raise A3TError(f'setting {key} = {brief(new)} cannot be stored ({e}): it must be {kind}') from e
+    return new
+
+# %% ../nbs/settings.ipynb #e5a8572a
+def load_settings(
+    preset:str, # a section of the settings file
+    overrides:dict=None, # key → value (or text to parse) that replaces the preset's
+    path='settings.ini', # the settings file
+)->dict: # key → value, every key of `[DEFAULT]` present
+    "The settings of a preset; `A3TError` for an unknown preset, an unknown key or a wrong type"
+    ini = read_settings(path)
+    if preset not in ini:
+        raise A3TError(f"there is no preset {preset!r} in {path}{did_you_mean(preset, ini.sections())}: choose one of "
+                       f"{', '.join(ini.sections())}")
+    defaults = {k:parse_value(v) for k,v in ini.defaults().items()}
+    changes = {k:v for k,v in ini[preset].items() if ini.defaults().get(k) != v} | (overrides or {})
+    if unknown := sorted(set(changes) - set(defaults)):
+        raise A3TError(f"unknown setting {', '.join(k + did_you_mean(k, defaults) for k in unknown)}: [DEFAULT] in "
+                       f"{path} lists them all")
+    return {**defaults, **{k:_typed(k, v, defaults[k]) for k,v in changes.items()}}
 
 # %% ../nbs/settings.ipynb #setting6
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from contextlib import redirect_stdout
 import pytest
 import a3t
 from a3t.cli import COMMANDS, command_parser, main
-from a3t.core import read_settings
+from a3t.settings import read_settings
 from conftest import A3T, ROOT
 
 # -- start-up

@@ -215,7 +215,7 @@ def test_the_checks_find_what_they_look_for(tmp_path):
     assert not C.unclean(C.copy_to(tmp_path/'good'), ROOT)
 
 def test_every_setting_is_explained_and_every_preset_loads():
-    from a3t.core import load_settings
+    from a3t.settings import load_settings
     text = (ROOT/'settings.ini').read_text()
     defaults = text.split('\n[DEFAULT]\n')[1].split('\n[smoke]\n')[0].split('\n')
     lone = [l for i,l in enumerate(defaults) if '=' in l and not l.startswith('#') and not defaults[i-1].startswith('#')

@@ -1,10 +1,10 @@
 "Every setting has its choices or its range, and a wrong value is one line before anything runs"
 import inspect, sys
 import pytest
-from a3t.core import A3TError, did_you_mean, load_settings, read_json, read_settings, write_json
+from a3t.core import A3TError, did_you_mean, read_json, write_json
 from a3t.runs.folders import open_run
 from a3t.runs.stage import open_stage
-from a3t.settings import ALLOWED, ENVIRONMENTS, LEVELS, SCHEDULES, TASK_TYPES, check_device, check_settings, devices, setting_faults
+from a3t.settings import ALLOWED, ENVIRONMENTS, LEVELS, SCHEDULES, TASK_TYPES, check_device, check_settings, devices, load_settings, read_settings, setting_faults
 from conftest import ROOT, one_line_error
 
 INI = ROOT/'settings.ini'

@@ -212,7 +212,7 @@ def test_prose_of_the_code_does_not_count(package):
     package('core.py', '"The folder of the project"', '"Where the project lies"')
     package('core.py', '"""Trajectories,', '"""Episodes,')
     package('envs/base.py', '# task ids', '# ids of tasks')
-    package('core.py', "__all__ = ['REMEDIES', ", "__all__ = [")
+    package('core.py', "__all__ = ['COLOURS', ", "__all__ = [")
     assert set(states().values()) == {'done'}
 
 def test_code_that_a_stage_does_not_run_does_not_count(package, fake):

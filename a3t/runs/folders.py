@@ -10,10 +10,10 @@ import json, platform, re, subprocess
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from ..core import A3TError, data_folder, load_settings, project_path, project_root, read_json, write_json
+from ..core import A3TError, data_folder, project_path, project_root, read_json, write_json
 from ..envs.base import environment_spec
 from ..envs.contract import check_needs
-from ..settings import ALLOWED, check_settings
+from ..settings import ALLOWED, check_settings, load_settings
 
 # %% ../../nbs/runs/folders.ipynb #4949540f
 def run_folder(
