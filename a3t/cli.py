@@ -13,29 +13,32 @@ from inspect import Parameter, getdoc, signature
 from pathlib import Path
 from fastcore.docments import docments
 from . import __version__
-from .core import A3TError, close_output, content_hash, data_folder, did_you_mean, file_hash, never_fail_output, project_path, project_root, read_json, read_text, refused, seed_for, write_json
-from .settings import allowed_settings, check_settings, load_settings, read_settings
+from .core import (
+    A3TError, claim, close_output, content_hash, data_folder, did_you_mean, file_hash, never_fail_output, project_path,
+    project_root, read_json, read_text, refused, seed_for, write_json)
+from .settings import (
+    allowed_settings, check_settings, load_settings, preset_names, preset_values, read_settings)
 
 # %% ../nbs/cli.ipynb #37dce9e0
 def overrides(
     pairs, # of str, e.g. `seed=3`
-)->dict: # key → its value as it was written: the setting's type decides how it is read
-    "What `--set` says"
+)->dict: # key → its value as text; the type of the setting decides how it is read
+    "The settings that `--set` changes"
     bad = [p for p in pairs if not re.fullmatch(r'\w+=.*', p, re.S)]
-    if bad: raise A3TError(f'--set {bad[0]!r}: write it as key=value, and what is no setting before --set')
-    return {k:v for k,_,v in (p.partition('=') for p in pairs)}
+    if bad: raise A3TError(f'--set {bad[0]!r}: write key=value, and put all other arguments before --set')
+    return dict(p.split('=', 1) for p in pairs)
 
 # %% ../nbs/cli.ipynb #400b8b11
 def run(
     preset:str, # section of settings.ini, e.g. cpu; `a3t presets` lists them
     *,
-    name:str='', # name of the run, e.g. mine; by default that of the preset
-    set:list=(), # settings that win over the preset, each as key=value, e.g. rounds=3 seed=1; by default none
+    name:str='', # name of the run, e.g. mine; by default the name of the preset
+    set:list=(), # settings to change, each as key=value, e.g. rounds=3 seed=1; by default none
 ):
-    "Start a run, or go on with it"
-    from a3t.runs.manifests import lock, unlock
-    from a3t.runs.folders import open_run, run_folder
+    "Start a run, or resume it"
     from a3t.runs.executor import run_all
+    from a3t.runs.folders import open_run, run_folder
+    from a3t.runs.manifests import lock, unlock
     folder, _ = open_run(run_folder(name or preset), preset, overrides(set))
     lock(folder/'.run.lock', f'the run {folder.name}')
     try: run_all(folder)
@@ -46,8 +49,8 @@ def report(
     name:str, # name of the run, e.g. mine
 ):
     "Write the report of a run, finished or not"
-    from a3t.runs.folders import run_folder
     from a3t.runs.executor import run_stage
+    from a3t.runs.folders import run_folder
     folder = run_folder(name)
     if not (folder/'run.json').exists():
         have = sorted(p.parent.name for p in folder.parent.glob('*/run.json'))
@@ -57,9 +60,9 @@ def report(
     print_results(folder)
 
 def train(
-    folder:str, # what the setting `launch` prepared, e.g. data/runs/NAME/round_00/train.work/training
+    folder:str, # folder prepared by a stage with the setting `launch`, e.g. data/runs/NAME/round_00/train.work/training
 ):
-    "Train, as one of the processes that torchrun or accelerate launch starts"
+    "Train in one of the processes that torchrun or accelerate launch starts (a run calls this itself)"
     from a3t.train import train_together
     train_together(folder)
 
@@ -67,29 +70,28 @@ def train(
 def presets():
     "List the presets of settings.ini"
     path = project_root()/'settings.ini'
-    ini = read_settings(path)
-    if not ini.sections(): raise A3TError(f'{path} holds no preset: restore it from the project')
-    text = read_text(path)
-    for name in ini.sections():
+    names, text = preset_names(read_settings(path)), read_text(path)
+    if not names: raise A3TError(f'{path} contains no preset: restore it from the project')
+    for name in names:
         about = re.search(rf'^\[{re.escape(name)}\]\n# (.*)', text, re.M)
         print(f"{name:<16} {about[1] if about else ''}".rstrip())
 
 # %% ../nbs/cli.ipynb #showset1
 def _written(value):
-    "A value as settings.ini would have it"
+    "A value as it is written in settings.ini"
     if isinstance(value, bool): return str(value).lower()
     return str(value)
 
 def settings(
     preset:str, # section of settings.ini, e.g. cpu; `a3t presets` lists them
     *,
-    set:list=(), # settings that win over the preset, each as key=value, e.g. rounds=3 seed=1; by default none
+    set:list=(), # settings to change, each as key=value, e.g. rounds=3 seed=1; by default none
 ):
-    "Print every setting of a preset: its value, where it comes from, and what it may be"
+    "Print every setting of a preset: its value, where it comes from, and its possible values"
     path, given = project_root()/'settings.ini', overrides(set)
     S = check_settings(load_settings(preset, given, path))
-    ini, may_be = read_settings(path), allowed_settings(S['environment'])
-    source = {k:preset for k,v in ini[preset].items() if v != ini.defaults()[k]} | {k:'--set' for k in given}
+    may_be = allowed_settings(S['environment'])
+    source = {k:s for k,(_, s) in preset_values(read_settings(path), preset).items()} | {k:'--set' for k in given}
     for k,v in S.items():
         words = may_be[k].words if k in may_be else ''
         print(f"{f'{k} = {_written(v)}':<48} {source.get(k, 'DEFAULT'):<16} {words}".rstrip())
@@ -98,16 +100,13 @@ def settings(
 def print_results(
     run, # folder of the run
 ):
-    "The table of a run's report, and where the report is"
-    from a3t.evaluate import score_table
+    "Print the tables and the verdict of a run's report"
     from a3t.runs.folders import stage_name
+    from a3t.runs.report import success_table
     report = read_json(Path(run)/'report.json')
-    splits = sorted({s for r in report['rounds'] for s in r.get('splits', {})})
-    for split in splits:
-        rows = dict(report.get('baselines', {})) if split == report.get('baselines_split') else {}
-        rows |= {f"round {r['round']}":r['splits'][split] for r in report['rounds'] if split in r.get('splits', {})}
-        if split in report.get('accumulated', {}): rows['accumulated over rounds'] = report['accumulated'][split]
-        print(f"\n{split}: {next(iter(rows.values()))['n']} tasks, one trial each\n{score_table(rows).to_string()}")
+    for split in sorted({s for r in report['rounds'] for s in r.get('splits', {})}):
+        table = success_table(report, split)
+        print(f"\n{split}: {table['n'].iloc[0]} tasks, one trial each\n{table.to_string()}")
     new = report.get('stability', {})
     if new.get('rounds'): print(f"\nverdict: {new['verdict']}: {new['why']}. {new['advice']}")
     for m in report.get('missing', []): print(f'missing: {m}')
@@ -117,79 +116,75 @@ def print_results(
 # %% ../nbs/cli.ipynb #3d6d5ccf
 def adapter_model(
     adapter, # folder of a LoRA adapter
-)->str: # name of its base model; '' where it does not say
-    "The base model that an adapter belongs to; `A3TError` where it is no adapter"
+)->str: # name of its base model; '' if the adapter does not name one
+    "The base model of an adapter; `A3TError` if the folder is not a LoRA adapter"
     from a3t.doctor import is_whole
     for name in ('adapter_config.json', 'adapter_model.safetensors'):
         if not (Path(adapter)/name).is_file():
-            raise A3TError(f'{adapter} is no adapter, it has no {name}: give the folder `adapter` of a round')
+            raise A3TError(f'{adapter} is not a LoRA adapter (no {name}): pass the folder `adapter` of a round')
     config = read_json(Path(adapter)/'adapter_config.json')
     base = config.get('base_model_name_or_path') or '' if isinstance(config, dict) else None
     if not isinstance(base, str):
-        raise A3TError(f'{adapter}/adapter_config.json is not that of an adapter: give the folder `adapter` of a round')
+        raise A3TError(f'{adapter}/adapter_config.json does not describe a LoRA adapter: pass the folder `adapter` '
+                       f'of a round')
     if not is_whole(Path(adapter)/name):
-        raise A3TError(f'{adapter}/{name} is cut short or broken: copy the adapter again')
+        raise A3TError(f'{adapter}/{name} is truncated or broken: copy the adapter again')
     return base
-
-def _claim(store, what):
-    "Make sure that a store of episodes belongs to this very evaluation"
-    path = store/'evaluation.json'
-    if path.exists() and read_json(path) != what and any(store.glob('*/*')):
-        raise A3TError(f'{store} holds the episodes of another evaluation: delete it, or choose another --json')
-    write_json(path, what)
 
 # %% ../nbs/cli.ipynb #9f71752e
 def evaluation_settings(
     model:str, # base model
     preset:str, # a section of settings.ini
-    pairs=(), # what `--set` says
+    pairs=(), # settings to change, each as key=value
     games:str='', # source of the games; '': the preset's
     splits=(), # splits to play; none: the preset's
 )->dict: # the settings
-    "The settings of an evaluation; `A3TError` where they do not fit together"
+    "The settings of an evaluation; `A3TError` if they do not fit together"
     from a3t.envs.base import environment_spec
-    given = dict(model=model) | (dict(games=games) if games else {}) | (dict(eval_splits=list(splits)) if splits
-                                                                        else {})
+    given = dict(model=model, games=games, eval_splits=list(splits))
+    given = {k:v for k,v in given.items() if v}
     S = check_settings(load_settings(preset, overrides(pairs) | given, project_root()/'settings.ini'))
     if games and 'games' not in environment_spec(S)[1]:
-        raise A3TError(f"the environment {S['environment']} has no games to choose: leave --games out, or choose "
-                       f"another --preset")
+        raise A3TError(f"the environment {S['environment']} has no choice of games: omit --games, or choose another "
+                       f"--preset")
     return S
 
 # %% ../nbs/cli.ipynb #1614b967
 def evaluate(
     *,
     adapter:str, # folder of a LoRA adapter, e.g. data/runs/mine/round_01/adapter
-    # a packed file of games, official or generated, e.g. data/alfworld/games.jsonl.xz; by default the preset's
+    # packed file of games, official or generated, e.g. data/alfworld/games.jsonl.xz; by default the preset's
     games:str='',
-    json:str='', # file for the score, e.g. score.json, the episodes beside it; by default data/evaluations/HASH.json
+    # file for the score, e.g. score.json; the episodes go beside it; by default data/evaluations/HASH.json
+    json:str='',
     preset:str='cpu-alfworld', # section of settings.ini, e.g. cpu: environment, limits, seed
-    model:str='', # base model, e.g. smollm2-135m; by default the one that the adapter names
+    model:str='', # base model, e.g. smollm2-135m; by default the model that the adapter names
     splits:list=(), # splits to play, e.g. seen unseen; by default the preset's
-    set:list=(), # settings that win over the preset, each as key=value, e.g. eval_tasks=20; by default none
+    set:list=(), # settings to change, each as key=value, e.g. eval_tasks=20; by default none
 ):
-    "Play one trial for each task with a trained adapter: its score"
-    from a3t.envs.base import load_environment
+    "Score a trained adapter: one trial for each task"
+    from a3t.envs.base import environment_spec, load_environment
     from a3t.evaluate import score_table
-    from a3t.envs.base import environment_spec
     adapter, json = project_path(adapter, Path.cwd()), json and project_path(json, Path.cwd())
     named = adapter_model(adapter)
-    if not (model := model or named): raise A3TError(f'{adapter} does not say which model it belongs to: give --model')
+    if not (model := model or named): raise A3TError(f'{adapter} does not name its base model: pass --model')
     if json and (Path(json).is_dir() or not Path(json).name):
-        raise A3TError(f'--json {json!r} is a folder: give a file, such as score.json')
+        raise A3TError(f'--json {json!r} is a folder: pass a file, such as score.json')
     S = evaluation_settings(model, preset, set, games, splits)
-    env = load_environment(*(spec := environment_spec(S))[:1], **spec[1])
+    name, kwargs = environment_spec(S)
+    env = load_environment(name, **kwargs)
     panels = {split:env.panel(split, S['eval_tasks'], S['seed']) for split in S['eval_splits']}
     if empty := [s for s, p in panels.items() if not p]:
-        raise A3TError(f"there are no games in the split {empty[0]}: choose --splits from "
+        raise A3TError(f"the split {empty[0]} has no games: choose --splits from "
                        f"{', '.join(s for s in env.splits if env.tasks(s)) or 'another file'}")
     what = dict(adapter=file_hash(adapter)[:16], panels={s:p.hash for s,p in panels.items()}, settings=S)
     file = Path(json or data_folder()/'evaluations'/f'{content_hash(what)[:16]}.json')
     store = file.with_suffix('.episodes')
-    _claim(store, what)
+    claim(store/'evaluation.json', what, any(store.glob('*/*')), 'another evaluation', 'choose another --json')
     score = play_panels(env, panels, S, adapter, store)
     write_json(file, score | dict(preset=preset, **what))
-    print(f"{score_table(score['splits'] | ({'all':score} if len(panels) > 1 else {})).to_string()}\n"
+    rows = score['splits'] | ({'all':score} if len(panels) > 1 else {})
+    print(f"{score_table(rows).to_string()}\n"
           f"panel {score['panel']}, seed {score['seed']}, engine {score['engine']}, model {score['model']}, adapter "
           f"{what['adapter']}\n\nscore: {os.path.relpath(file)}")
 
@@ -200,19 +195,18 @@ def play_panels(
     S:dict, # settings
     adapter, # folder of a LoRA adapter
     store:Path, # folder for the episodes
-)->dict: # as `summarise`, over all tasks; `splits` {split: the same and its `panel`}, and what was played: `panel`, `seed`, `engine`, …
+)->dict: # as `summarise`, over all tasks; also `splits` (the same for each split), `panel`, `seed`, `engine`, …
     "One trial for each task of some panels"
-    from a3t.models.journal import Journal
     from a3t.agents import ReAct
-    from a3t.envs.base import Panel, load_environment
+    from a3t.envs.base import Panel, environment_spec, load_environment
     from a3t.evaluate import summarise, trials
     from a3t.models.api import language_model, model_arguments
-    from a3t.envs.base import environment_spec
+    from a3t.models.journal import Journal
     answers = store.with_suffix('.answers')
     lm = Journal(answers).of(language_model(*model_arguments(S, adapter)))
     prompt = dict(instruction=env.instruction, exemplar=env.exemplar) if S['policy_exemplar'] else {}
-    policy, (name, kwargs) = ReAct(lm, temperature=S['eval_temperature'], max_tokens=S['step_tokens'],
-                                   **prompt), environment_spec(S)
+    policy = ReAct(lm, temperature=S['eval_temperature'], max_tokens=S['step_tokens'], **prompt)
+    name, kwargs = environment_spec(S)
     episodes = {split:trials(store/split, tasks, lambda: load_environment(name, **kwargs), lm, policy, S['slots'],
                              seed=seed_for(S['seed'], 'evaluate', split),
                              patience=S['patience'], progress=f'{split} episodes') for split,tasks in panels.items()}
@@ -228,37 +222,37 @@ def play_panels(
 def doctor(
     preset:str='cpu', # section of settings.ini, e.g. smoke
     *,
-    set:list=(), # settings that win over the preset, each as key=value, e.g. model=tiny; by default none
-)->int: # 0 where all is well, else 1
-    "Look at everything that a preset needs: what is wrong, and what mends it"
+    set:list=(), # settings to change, each as key=value, e.g. model=tiny; by default none
+)->int: # 0 if all is well, else 1
+    "Check everything that a preset needs, and say how to fix what is wrong"
     from a3t.doctor import doctor
     return doctor(preset, overrides(set))
 
 def shop(
     *,
-    replay:str='', # a run, a trajectory store or a JSON file to watch, e.g. data/runs/shop; by default none
-    port:int=8642, # where to listen, e.g. 8000; 0: any free port
-    games:str='generated', # the catalogue: generated, official, or a folder with WebShop's files, e.g. data/webshop
-    instructions:str='human', # which instructions: human or synthetic, e.g. synthetic
+    replay:str='', # run, trajectory store or JSON file to replay, e.g. data/runs/shop; by default none
+    port:int=8642, # port of the server, e.g. 8000; 0: any free port
+    games:str='generated', # catalogue: generated, official, or a folder with WebShop's files, e.g. data/webshop
+    instructions:str='human', # instructions: human or synthetic, e.g. synthetic
 ):
-    "Try tasks of the shop in a browser, or watch recorded trajectories"
-    if not 0 <= port < 2**16: raise A3TError(f'--port {port} is no port: choose one from 0 to 65535')
+    "Try WebShop tasks in a browser, or replay recorded trajectories"
+    if not 0 <= port < 2**16: raise A3TError(f'--port {port} is not a port: choose one from 0 to 65535')
     from a3t.envs.webshop.browser import shop_command
     return shop_command(replay, port, games, instructions)
 
 def parity(
-    games:str, # a packed file, official or generated, e.g. data/alfworld/games.jsonl.xz
+    games:str, # packed file of games, official or generated, e.g. data/alfworld/games.jsonl.xz
     *,
-    episodes:int=2, # random episodes of each game, beside its walkthrough, e.g. 5
+    episodes:int=2, # random episodes of each game, in addition to its walkthrough, e.g. 5
     steps:int=50, # steps of a random episode, e.g. 100
     json:str='', # file for the report, e.g. parity.json; by default data/parity/GAMES.json
-    n:int=0, # play so many games, drawn over all types, e.g. 20; 0: all
-    stock:int=0, # so many of them also on the untouched engine, which is slow, e.g. 5
-    seed:int=0, # of generated games, e.g. 7
+    n:int=0, # number of games, drawn over all types, e.g. 20; 0: all
+    stock:int=0, # number of these games to play also on AlfWorld's own slow engine, e.g. 5
+    seed:int=0, # random seed of the episodes, e.g. 7
 )->int: # 0 without differences, else 1
-    "Hold the simulator against AlfWorld's engine: walkthroughs, random play, invalid commands"
+    "Compare the simulator with AlfWorld's engine: walkthroughs, random play, invalid commands"
     for k,v in dict(episodes=episodes, steps=steps, n=n, stock=stock, seed=seed).items():
-        if v < 0: raise A3TError(f'--{k} {v} is negative: give 0 or more')
+        if v < 0: raise A3TError(f'--{k} {v} is negative: pass 0 or more')
     from a3t.envs.alfworld.parity import parity_command
     return parity_command(games, episodes, steps, json, n, stock, seed)
 
@@ -267,21 +261,21 @@ def parity(
 COMMANDS = {f.__name__:f for f in (run, evaluate, report, settings, presets, doctor, shop, parity, train)}
 
 class Parser(argparse.ArgumentParser):
-    "A parser whose error is one line, with a guess at what was meant"
-    # argparse would not say that the disk is full
+    "A parser whose error is one line, with a suggestion"
+    # argparse hides that the disk is full
     def print_help(self, file=None): print(self.format_help(), end='', file=file)
     def error(self, message):
-        self.exit(2, f"{self.prog.split()[0]}: {message}; `{self.prog} --help` says what there is\n")
+        self.exit(2, f"{self.prog.split()[0]}: {message}; `{self.prog} --help` lists the arguments\n")
 
     def parse_all(self,
         words, # list of str: the command line
     )->dict: # name of an argument → its value
-        "Read a command line; exit status 2 where there are words it does not know"
+        "Read a command line; exit status 2 for an unknown word"
         given, unknown = self.parse_known_args(words)
         options = [o for a in self._actions for o in a.option_strings]
         if unknown:
-            self.error(f'{unknown[0]!r} is no argument of '
-                       f'{self.prog}{did_you_mean(unknown[0].partition("=")[0], options)}')
+            guess = did_you_mean(unknown[0].partition('=')[0], options)
+            self.error(f'{unknown[0]!r} is not an argument of {self.prog}{guess}')
         return vars(given)
 
 def command_parser(
@@ -302,20 +296,20 @@ def command_parser(
 # %% ../nbs/cli.ipynb #1a3f33abb
 def usage(
 )->str: # a line for each subcommand
-    "What `a3t` can do"
+    "The help of `a3t`"
     lines = [f'  {n:<12} {getdoc(f).splitlines()[0]}' for n,f in COMMANDS.items()]
     return '\n'.join(['usage: a3t COMMAND …, and a3t COMMAND --help for its arguments', '', *lines, '',
                       '  --version    Print the version'])
 
 # %% ../nbs/cli.ipynb #e8b1c2a6
 def _answer(words):
-    "Do what a command line says: the exit status"
+    "Run a command line; returns the exit status"
     name, *rest = words or ['']
     if name in ('-h', '--help'): print(usage())
     elif name == '--version': print(f'a3t {__version__}')
     elif not name: print(usage(), file=sys.stderr)
     elif name not in COMMANDS:
-        print(f"a3t: there is no command {name!r}{did_you_mean(name, [*COMMANDS, '--help', '--version'])}: choose from "
+        print(f"a3t: unknown command {name!r}{did_you_mean(name, [*COMMANDS, '--help', '--version'])}: choose from "
               f"{', '.join(COMMANDS)}", file=sys.stderr)
     else:
         f = COMMANDS[name]
@@ -326,33 +320,33 @@ def _answer(words):
 NO_PATH = re.compile('Symlink loop|Could not determine home') # pathlib's RuntimeErrors, up to Python 3.12
 
 def _cause(e):
-    "What to say about an exception that is not a fault of the program; '' for one that is"
-    # nothing more can be imported
+    "The cause of an exception that is not a bug, in words; '' for a bug"
+    # without memory nothing more can be imported
     if isinstance(e, MemoryError) or 'failed to map segment' in str(e):
         return str(refused(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))))
     if isinstance(e, OSError): return str(refused(e, doing='use'))
     if isinstance(e, RuntimeError) and NO_PATH.search(str(e)):
-        return f'the system refuses: {e}; look at A3T_DATA, HOME and TMPDIR'
+        return f'the system refuses: {e}; check A3T_DATA, HOME and TMPDIR'
     from a3t.runs.executor import StageError, refusal
     if isinstance(e, StageError): return str(e)
     return str(refusal(type(e).__name__, str(e), 'what this command needs') or '')
 
 def _flush():
-    "Write what is still to be printed; an output that takes nothing any more is an `OSError`"
-    if sys.stdout: sys.stdout.flush() # None where whoever started the command has closed it
+    "Write buffered output; a closed output is an `OSError`"
+    if sys.stdout: sys.stdout.flush() # None if the caller has closed it
 
 # %% ../nbs/cli.ipynb #e8b1c2a6b
 def _status(words):
-    "The exit status of a command line, all errors said"
+    "The exit status of a command line; errors are printed"
     try:
         status = _answer(words)
         _flush()
         return status
     except SystemExit as e: return e.code
     except A3TError as e: print('a3t: ' + ' '.join(str(e).split('\n')), file=sys.stderr)
-    except BrokenPipeError: pass  # whoever read this has read enough: `a3t presets | head -1`
+    except BrokenPipeError: pass  # the reader has stopped: `a3t presets | head -1`
     except KeyboardInterrupt:
-        print('\na3t: stopped; the same command goes on from here', file=sys.stderr)
+        print('\na3t: stopped; the same command resumes from here', file=sys.stderr)
         return 130
     except Exception as e:
         if not (cause := _cause(e)): raise
@@ -362,11 +356,11 @@ def _status(words):
 
 def main(
     args=None, # list of words; the command line by default
-)->int: # exit status: 0, 1 for an error that the user can fix, 2 for unknown words, 130 when it was stopped
+)->int: # exit status: 0, 1 for a user-fixable error, 2 for unknown words, 130 if it was stopped
     "The `a3t` command"
     def stop(*_): raise KeyboardInterrupt
     never_fail_output()
-    # it warns where it cannot write into the home folder, which does not matter here
+    # matplotlib warns if it cannot write to the home folder, which is harmless
     logging.getLogger('matplotlib').setLevel(logging.ERROR)
     words = sys.argv[1:] if args is None else args
     if threading.current_thread() is not threading.main_thread(): return _status(words)

@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'REMEDIES', 'PLAIN', 'Step', 'Trajectory', 'trajectory_html', 'trajectory_text', 'content_hash',
            'trajectory_id', 'to_row', 'from_row', 'seed_for', 'A3TError', 'refused', 'did_you_mean', 'brief',
            'never_fail_output', 'close_output', 'write_atomic', 'write_json', 'read_text', 'read_json', 'file_hash',
-           'make_folder', 'project_root', 'data_folder', 'results_folder', 'project_path']
+           'make_folder', 'claim', 'project_root', 'data_folder', 'results_folder', 'project_path']
 
 # %% ../nbs/method/01_core.ipynb #94fc5afa
 import codecs, difflib, errno, hashlib, html, json, os, shutil, sys, tempfile
@@ -303,6 +303,20 @@ def make_folder(
     except OSError as e: raise refused(e, folder) from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return folder
+
+# %% ../nbs/method/01_core.ipynb #claim001
+def claim(
+    path, # JSON file that describes the job, in the folder of its results
+    job, # anything JSON can hold
+    begun:bool, # does the folder hold results already?
+    other:str='another job', # what it belongs to if `job` differs, for the message
+    remedy:str='choose another folder', # what to do instead of deleting the folder
+):
+    "Reserve a folder for one job; `A3TError` if it holds results of another one"
+    path = Path(path)
+    if begun and path.exists() and read_json(path) != json.loads(json.dumps(job)):
+        raise A3TError(f'{path.parent} holds the results of {other}: delete it, or {remedy}')
+    write_json(path, job)
 
 # %% ../nbs/method/01_core.ipynb #3dd9f40d
 def _usable(path):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TASK_TYPES', 'LEVELS', 'ENVIRONMENTS', 'SCHEDULES', 'RUN', 'TASKS', 'MODEL', 'EXPLORING', 'DATA', 'TRAINING',
-           'ALLOWED', 'TOGETHER', 'parse_value', 'read_settings', 'load_settings', 'Allowed', 'allowed', 'whole',
-           'number', 'one_of', 'dictionary', 'some', 'devices', 'check_device', 'games_or_path', 'from_to',
+           'ALLOWED', 'TOGETHER', 'parse_value', 'read_settings', 'preset_names', 'preset_values', 'load_settings',
+           'Allowed', 'allowed', 'whole', 'number', 'one_of', 'dictionary', 'some', 'games_or_path', 'from_to',
            'allowed_settings', 'setting_faults', 'check_settings']
 
 # %% ../nbs/settings.ipynb #setting3
@@ -36,16 +36,16 @@ _TYPE_NAMES = {bool:'true or false', int:'a whole number', float:'a number', str
 
 def read_settings(
     path, # a settings file
-)->configparser.ConfigParser: # its sections
+)->dict: # section → its own keys → text; `DEFAULT` first
     "The sections of a settings file; `A3TError` if it is missing or broken"
-    ini = configparser.ConfigParser(interpolation=None)
+    ini = configparser.ConfigParser(interpolation=None, default_section='') # a section holds only its own keys
     path = project_path(path)
     if not os.path.lexists(path):
         raise A3TError(f'{path} is missing: run from the folder of the project, or name the file')
     try: ini.read_string(read_text(path), str(path))
     except configparser.Error as e:
         raise A3TError(f"settings.ini cannot be read: {' '.join(str(e).split())}; restore it from the project") from e
-    return ini
+    return {'DEFAULT':{}} | {name:dict(ini[name]) for name in ini.sections()}
 
 def _typed(key, value, default):
     "`value` with the type of `default`, or an error that names both"
@@ -61,6 +61,30 @@ def _typed(key, value, default):
         raise A3TError(f'setting {key} = {brief(new)} cannot be stored ({e}): it must be {kind}') from e
     return new
 
+# %% ../nbs/settings.ipynb #extends1
+def preset_names(
+    sections:dict, # as `read_settings` gives them
+)->list: # of str
+    "The names of all presets"
+    return [name for name in sections if name != 'DEFAULT']
+
+def preset_values(
+    sections:dict, # as `read_settings` gives them
+    preset:str, # a section
+)->dict: # key → (its text, the section it comes from); keys that only `[DEFAULT]` sets are left out
+    "What a preset and the presets that it extends set; `A3TError` for an unknown name or a circle"
+    chain, name, names = [], preset, preset_names(sections)
+    while name:
+        if name not in names:
+            where = f'[{chain[-1]}] extends {name!r}, which is no preset' if chain else f'there is no preset {name!r}'
+            raise A3TError(f"{where}{did_you_mean(name, names)}: choose one of {', '.join(names)}")
+        if name in chain:
+            raise A3TError(f"the preset {name} extends itself ({' → '.join([*chain, name])}): remove one `extends` "
+                           f"from settings.ini")
+        chain.append(name)
+        name = sections[name].get('extends', '')
+    return {k:(v, s) for s in reversed(chain) for k,v in sections[s].items() if k != 'extends'}
+
 # %% ../nbs/settings.ipynb #e5a8572a
 def load_settings(
     preset:str, # a section of the settings file
@@ -68,12 +92,9 @@ def load_settings(
     path='settings.ini', # the settings file
 )->dict: # key → value, every key of `[DEFAULT]` present
     "The settings of a preset; `A3TError` for an unknown preset, an unknown key or a wrong type"
-    ini = read_settings(path)
-    if preset not in ini:
-        raise A3TError(f"there is no preset {preset!r} in {path}{did_you_mean(preset, ini.sections())}: choose one of "
-                       f"{', '.join(ini.sections())}")
-    defaults = {k:parse_value(v) for k,v in ini.defaults().items()}
-    changes = {k:v for k,v in ini[preset].items() if ini.defaults().get(k) != v} | (overrides or {})
+    sections = read_settings(path)
+    defaults = {k:parse_value(v) for k,v in sections['DEFAULT'].items()}
+    changes = {k:v for k,(v, _) in preset_values(sections, preset).items()} | (overrides or {})
     if unknown := sorted(set(changes) - set(defaults)):
         raise A3TError(f"unknown setting {', '.join(k + did_you_mean(k, defaults) for k in unknown)}: [DEFAULT] in "
                        f"{path} lists them all")
@@ -158,27 +179,10 @@ def some(
     return Allowed(words, lambda v: _some(words, v, choices, what))
 
 # %% ../nbs/settings.ipynb #settin11
-def devices(
-)->list: # of str: 'cpu', then e.g. 'cuda', 'cuda:0', 'cuda:1'
-    "The devices of this machine"
-    import torch
-    if not torch.accelerator.is_available(): return ['cpu']
-    kind = torch.accelerator.current_accelerator().type
-    return ['cpu', kind, *(f'{kind}:{i}' for i in range(torch.accelerator.device_count()))]
-
 def _device_fault(value):
     if value in ('', 'cpu'): return ''
-    have = devices()
-    if value in have: return ''
-    return (f"is not a device of this machine{did_you_mean(value, have)}: choose from {', '.join(have)}, or leave it "
-            f"empty")
-
-def check_device(
-    device, # a name as in the setting `device`, or a torch device
-)->str: # the same name
-    "Raise `A3TError` where this machine has no such device"
-    if fault := _device_fault(str(device)): raise A3TError(f'device = {brief(str(device))} {fault}')
-    return str(device)
+    from a3t.models.devices import device_fault
+    return device_fault(value)
 
 # %% ../nbs/settings.ipynb #settin13
 def _launch_fault(value):

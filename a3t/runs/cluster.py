@@ -17,22 +17,22 @@ def cluster(
     address:str, # 'auto' for the cluster of this machine, HOST:6379, or 'local' to start one here
     **kwargs, # further arguments of `ray.init`
 ): # the module `ray`, connected
-    "Join a Ray cluster, if this process is in none yet; `A3TError` where that fails"
+    "Join a Ray cluster, unless this process has joined one; `A3TError` if that fails"
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     try: import ray
     except ImportError as e:
         raise A3TError('Ray is not installed: run `pip install "a3t[ray]"`, or leave the setting ray empty') from e
     host, _, port = address.rpartition(':')
-    for more in (2, 1, 0):
+    for more in (2, 1, 0): # attempts left
         if ray.is_initialized(): return ray
         try:
             if host: socket.create_connection((host, int(port)), 10).close() # Ray itself would try for minutes
             ray.init(address, log_to_driver=False, logging_level='ERROR',
                      include_dashboard=False if address == 'local' else None, **kwargs)
         except (OSError, ValueError) as e:
-            raise A3TError(f'there is no Ray cluster at {address}: start one with `ray start --head`, or use ray = '
-                           f'local ({e})') from e
-        except Exception as e: # Ray gives its own processes 30 seconds to start, which a busy machine may exceed
+            raise A3TError(f'no Ray cluster at {address} ({e}): start one with `ray start --head`, or use ray = local'
+                           ) from e
+        except Exception as e: # Ray's own processes have 30 seconds to start, too few on a busy machine
             ray.shutdown()
             if not more or address != 'local' or 'timed out' not in str(e): raise
     return ray
@@ -44,10 +44,10 @@ def _work(folder, how, wave):
     return how(wave)
 
 def waves(
-    how, # function of a list of tasks; its result may depend on nothing but them
+    how, # function of a list of tasks; its result depends on them only
     parts, # lists of tasks
     address:str='', # as in `cluster`; '': in this process
-    needs:dict={}, # what a wave takes of a machine, e.g. {'num_cpus':4, 'num_gpus':1}
+    needs:dict={}, # resources of a wave, e.g. {'num_cpus':4, 'num_gpus':1}
     progress:str=None, # label of the progress bar on a cluster; none by default
 ): # yields (tasks, result of `how`), in order
     "Work on lists of tasks, here or on a Ray cluster"
@@ -63,11 +63,11 @@ def waves(
             try: made = ray.get(ref)
             except ray.exceptions.RayTaskError as e: raise e.cause from e
             except ray.exceptions.RayError as e:
-                raise A3TError(f'Ray gave a wave up, after several workers were lost; fewer slots need less memory '
-                               f'({str(e).splitlines()[0]})') from e
+                raise A3TError(f'Ray gave up on a wave after losing several workers ({str(e).splitlines()[0]}): lower '
+                               f'slots, which needs less memory') from e
             yield p, made
     finally:
-        # by force, Ray itself can crash: a wave may end at this snapshot
+        # not by force: Ray can crash if a wave ends at the same time
         for ref in ray.wait(refs, num_returns=len(refs), timeout=0)[1]: ray.cancel(ref)
 
 # %% ../../nbs/runs/cluster.ipynb #5bc669a8
@@ -75,7 +75,7 @@ def waves(
 def _loaded(args): return language_model(*json.loads(args))
 
 class LoadedThere:
-    "A language model that every process loads for itself when it first asks it"
+    "A language model that every process loads for itself at its first request"
     def __init__(self,
         *args, # of `language_model`, as `model_arguments` gives them
     ): self.args = args

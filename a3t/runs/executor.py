@@ -18,41 +18,41 @@ from .manifests import (
 
 # %% ../../nbs/runs/executor.ipynb #a9fe6116
 def _plain(path):
-    "A path for papermill, which fills in what stands in braces"
+    "A path for papermill, which fills in names in braces"
     return str(path).replace('{', '{{').replace('}', '}}')
 
 def check_parameters(
     path, # a notebook
-    parameters:dict, # what is to be passed
+    parameters:dict, # name → value
 ):
-    "Raise `A3TError` where a notebook has no parameters cell or doesn't know a parameter"
+    "Raise `A3TError` if a notebook has no parameters cell or lacks a parameter"
     import papermill
     tagged = sum('parameters' in c['metadata'].get('tags', []) for c in read_json(path)['cells'])
     if tagged != 1:
-        raise A3TError(f'{Path(path).name} has {tagged} cells tagged `parameters`, but must have one: restore it')
+        raise A3TError(f'{Path(path).name} has {tagged} cells tagged `parameters` instead of one: restore it')
     known = papermill.inspect_notebook(_plain(path))
     if unknown := sorted(set(parameters) - set(known)):
         raise A3TError(f"{Path(path).name} has no parameter {', '.join(unknown)}: it has {', '.join(known)}")
 
 # %% ../../nbs/runs/executor.ipynb #b84a5bbc
 class StageError(Exception):
-    "A stage failed for a reason that isn't the user's: the message names the notebook with the traceback"
+    "A stage failed because of a bug: the message names the notebook with the traceback"
 
 SAID = {os.strerror(c):c for c in (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EMFILE,
                                    errno.ENFILE, errno.ENOMEM, errno.EIO)}
 
 SAID |= {"can't start new thread":errno.EAGAIN, 'PytorchStreamWriter failed':errno.EIO,
          'DefaultCPUAllocator':errno.ENOMEM,
-         'failed to map segment from shared object':errno.ENOMEM} # of a library that is loaded
+         'failed to map segment from shared object':errno.ENOMEM} # while loading a library
 
 NUMBER = re.compile(r"\[Errno (\d+)\] ([^:]*)(?:: '(.*)')?")
 
 def refusal(
     name:str, # class of the exception
-    text:str, # what it says
-    where='', # what it may be about
+    text:str, # its message
+    where='', # the file or folder that it is about, if the message names none
 ): # an `A3TError`, or `None`
-    "What the operating system refused, if that is the cause of an exception"
+    "The refusal of the operating system behind an exception, if there is one"
     kind = getattr(builtins, name, None)
     if isinstance(kind, type) and issubclass(kind, OSError) and (m := NUMBER.search(text)) and int(m[1]) in REMEDIES:
         return refused(OSError(int(m[1]), m[2]), m[3] or where, 'use')
@@ -62,22 +62,22 @@ def refusal(
 
 # %% ../../nbs/runs/executor.ipynb #b84a5bbcb
 def _failed(e, name, to):
-    "What to raise for an exception of papermill: one line where the user can fix it"
+    "The error for an exception of papermill: one line if the user can fix it"
     where = f'everything is in {to}'
     if type(e).__name__ == 'PapermillExecutionError':
         if e.ename == 'A3TError': return A3TError(e.evalue)
-        # pandas hides why numpy cannot be loaded
+        # pandas hides why it cannot load numpy
         said = '\n'.join([e.evalue, *e.traceback]) if e.ename == 'ImportError' else e.evalue
         if known := refusal(e.ename, said, f'what {name} needs'): return known
         tail = re.sub(r'\x1b\[[\d;]*m', '', '\n'.join(e.traceback)).strip().split('\n')[-6:]
         return StageError('\n'.join([*tail, f'{name} failed; {where}']))
     if isinstance(e, A3TError): return e
-    # of Python, or of the kernel's sockets
+    # an error of Python, or of the kernel's sockets
     if getattr(e, 'errno', None) in REMEDIES: return refused(e, getattr(e, 'filename', '') or to, 'use')
     log = to.with_suffix('.log')
     tail = log.read_text(encoding='utf-8', errors='replace').strip().split('\n')[-5:] if log.exists() else []
     last = re.match(r'(?:\w+\.)*(\w+): (.*)', tail[-1] if tail else '')
-    # a library may end the process with its own words
+    # a library may end the process with a message of its own
     for said in (last.groups() if last else ('', str(e)), ('', '\n'.join(tail))):
         if known := refusal(*said, f'what {name} needs'): return known
     return StageError('\n'.join([*tail, f'{type(e).__name__}: {e}'.split('\n')[0],
@@ -86,14 +86,14 @@ def _failed(e, name, to):
 # %% ../../nbs/runs/executor.ipynb #618cb081
 def execute(
     path, # the notebook
-    to, # where the executed one goes
-    parameters:dict, # what is put into it
-    name:str='', # what it is, for messages
+    to, # where the executed notebook goes
+    parameters:dict, # name → value
+    name:str='', # name of the stage, for messages
     server=None, # a `ForkServer` that forks the kernel; none by default: a new process
 ):
-    "Execute a notebook in a kernel of its own; raises `A3TError` or `StageError`, and leaves no process behind"
+    "Execute a notebook in a kernel of its own; raises `A3TError` or `StageError`, and leaves no process"
     import logging, papermill
-    # they repeat what is said here
+    # they would repeat the message
     for log in ('papermill', 'asyncio'): logging.getLogger(log).setLevel(logging.CRITICAL)
     to = Path(to)
     check_parameters(path, parameters)
@@ -117,8 +117,8 @@ DAY = 24*60*60 # seconds
 
 def clock(
     seconds:float, # a duration; `None` or not finite: unknown
-)->str: # such as '59 s', '1:00', '1:00:00' or '1 d 01:01:01'; '?' where it is unknown
-    "A duration to read, rounded to whole seconds; negative ones count as 0"
+)->str: # such as '59 s', '1:00', '1:00:00' or '1 d 01:01:01'; '?' if it is unknown
+    "A duration for people, rounded to seconds; a negative one counts as 0"
     if seconds is None or not math.isfinite(seconds): return '?'
     total = max(round(seconds), 0)
     days, rest = divmod(total, DAY)
@@ -130,10 +130,10 @@ def clock(
 def progress_line(
     name:str, # stage
     round:int, # number of the round
-    at:dict, # what the progress file holds
-    seconds:float, # since the stage was started
+    at:dict, # contents of the progress file
+    seconds:float, # since the stage began
 )->str: # one line
-    "What is being done, how far it is, and how long is left"
+    "What the stage does, how far it is, and the time left"
     mine = at and (at['stage'], at['round']) == (name, round)
     parts = [stage_name(name, round)]
     if mine:
@@ -146,12 +146,12 @@ def progress_line(
 
 # %% ../../nbs/runs/executor.ipynb #a6ea550d
 class Watch:
-    "Shows the progress file of a run while a stage is working"
+    "Shows the progress of a stage while it works"
     def __init__(self,
         run, # folder of the run
         name:str, # stage
         round:int, # number of the round
-        every:float=30., # seconds between lines where the output isn't a terminal
+        every:float=30., # seconds between lines if the output is not a terminal
     ): self.run, self.name, self.round, self.every = Path(run), name, round, every
 
     def _show(self, end=False):
@@ -166,7 +166,7 @@ class Watch:
     def _loop(self):
         while not self.stop.wait(.5):
             try: self._show()
-            except (OSError, ValueError): return # nobody reads any more: the main thread says so
+            except (OSError, ValueError): return # the output is closed: the main thread reports it
 
     def __enter__(self):
         self.t0 = self.last = time.monotonic()
@@ -201,10 +201,10 @@ def run_stage(
         if found := error_alarms(str(e)): write_json(to.parent/f'{name}.alarms.json', found)
         raise
     if name != 'report' and not read_manifest(run, name, round):
-        raise A3TError(f'{notebook_path(name).name} ended without stage.done(): its last cell must call it')
+        raise A3TError(f'{notebook_path(name).name} ended without stage.done(): call it in the last cell')
 
 def _skip(run, name, round):
-    "Is there nothing to do for a stage?"
+    "Is a stage already done?"
     folder = stage_folder(run, name, round)
     state = stage_state(run, name, round)
     if state not in ('done', 'new'): print(f'{stage_name(name, round)} · again, because {state}')
@@ -218,20 +218,20 @@ def run_needed(
     round:int=0, # number of the round
     server=None, # a `ForkServer`; none by default
 ):
-    "Run what a stage needs and isn't there yet, in order"
+    "Run the missing stages that a stage needs, in order"
     todo, want = [], [(name, round)]
     while want:
         want = [n for w in want for n in needs(*w)]
         todo += want
     for s in [s for s in plan(round + 1) if s in todo]:
         path = stage_folder(run, *s)/f'.{s[0]}.lock'
-        lock(path, f'{stage_name(*s)} of the run {Path(run).name}', wait=600)  # somebody else may be at it
+        lock(path, f'{stage_name(*s)} of the run {Path(run).name}', wait=600)  # another process may be working on it
         unlock(path)
         if stage_state(run, *s) != 'done': run_stage(run, *s)
 
 # %% ../../nbs/runs/executor.ipynb #1f5fd8dab
 def _fork_server(settings):
-    "A fork server that has imported what the stages import, for a run on the CPU; else nothing"
+    "A fork server that has imported what the stages import, for a run on the CPU; else `None`"
     if settings.get('device') != 'cpu' or not hasattr(os, 'pidfd_open'): return contextlib.nullcontext()
     modules = set().union(*(notebook_imports(notebook_path(name)) for name in OUTPUTS))
     return ForkServer([*modules, *(LATE if 'a3t.train' in modules else ())])
@@ -239,7 +239,7 @@ def _fork_server(settings):
 def run_all(
     run, # folder of the run
 ):
-    "Run every stage that isn't complete"
+    "Run every stage that is not complete"
     settings = read_json(Path(run)/'run.json')['settings']
     with _fork_server(settings) as server:
         for s in plan(settings['rounds']):

@@ -33,7 +33,7 @@ def _version(name):
     except PackageNotFoundError: return None
 
 def _git_commit(root):
-    "The commit that is checked out, with a + where files differ from it; `None` outside git"
+    "The current commit, with a + if files differ from it; `None` outside git"
     git = lambda *args: subprocess.run(['git', '-C', str(root), *args], capture_output=True, encoding='utf-8',
                                        errors='replace')
     try: head = git('rev-parse', 'HEAD')
@@ -45,9 +45,9 @@ def _git_commit(root):
 def open_run(
     run, # folder of the run, found by `project_path`
     preset:str='', # section of `settings.ini`; '': the run's own, and `smoke` for a new run
-    overrides:dict=None, # key → value that wins over the preset
+    overrides:dict=None, # key → value that replaces the preset's
 )->tuple: # the run's folder and its settings
-    "Start a run or go on with it, perhaps for more rounds; other settings than it was started with are an `A3TError`"
+    "Start a run, or resume it, possibly for more rounds; other changes of its settings are an `A3TError`"
     root = project_root()
     run, overrides = project_path(run), dict(overrides or {})
     if (run/'run.json').exists():
@@ -68,32 +68,30 @@ def open_run(
     return run, settings
 
 def _read_run(path):
-    "What run.json holds; `A3TError` where it is not that of a run"
+    "The contents of run.json; `A3TError` if it does not describe a run"
     old = read_json(path)
-    if not isinstance(old, dict) or not isinstance(old.get('settings'),
-        dict) or not isinstance(old['settings'].get('rounds'), int) or 'preset' not in old:
-        raise A3TError(f'{path} is not that of a run (no preset or settings in it): choose another --name, or delete '
-                       f'the folder {path.parent}')
-    return old
+    settings = old.get('settings') if isinstance(old, dict) and 'preset' in old else None
+    if isinstance(settings, dict) and isinstance(settings.get('rounds'), int): return old
+    raise A3TError(f'{path} does not describe a run (it lacks preset or settings): choose another --name, or delete '
+                   f'the folder {path.parent}')
 
 # %% ../../nbs/runs/folders.ipynb #100b8cadb
 def _run_settings(preset, overrides, root):
-    "The settings of a run, each right"
+    "The settings of a run, checked"
     S = check_settings(load_settings(preset, overrides, root/'settings.ini'))
     if 'train' in S['eval_splits'] and S['eval_tasks'] != S['train_tasks']:
-        raise A3TError(f"setting eval_tasks = {S['eval_tasks']}: a run that is evaluated on the split train uses its "
-                       f"panel of training tasks; set eval_tasks={S['train_tasks']} as train_tasks")
+        raise A3TError(f"setting eval_tasks = {S['eval_tasks']}: a run that evaluates on the split train must use all "
+                       f"its training tasks; set eval_tasks={S['train_tasks']}, like train_tasks")
     return S
 
 def _check_complete(run, settings):
-    "`A3TError` where a run was started before a setting existed"
+    "`A3TError` if a run was started before a setting existed"
     if missing := sorted(ALLOWED.keys() - settings.keys()):
         raise A3TError(f"the run {run.name} was started by an earlier version, without the settings "
-                       f"{', '.join(missing)}: "
-                       'start a run under another --name, or add them to its run.json')
+                       f"{', '.join(missing)}: start a run under another --name, or add them to its run.json")
 
 def _same_settings(run, new, old):
-    "An error that names every setting that differs"
+    "`A3TError` with every setting that differs"
     diff = [f'{k} = {new.get(k)!r} (was {old.get(k)!r})' for k in sorted(new.keys() | old.keys())
             if new.get(k) != old.get(k)]
     folder = run.relative_to(project_root()) if run.is_relative_to(project_root()) else run
@@ -116,15 +114,15 @@ def stage_folder(
     run, # folder of the run
     name:str, # stage
     round:int=0, # number of the round
-)->Path: # where the stage writes
+)->Path: # where the stage writes its results
     "The folder of a stage"
     return Path(run)/{'baselines':'baselines', 'report':'.'}.get(name, f'round_{round:02d}')
 
 def stage_name(
     name:str, # stage
     round:int=0, # number of the round
-)->str: # as people read it
-    "A stage's name to read"
+)->str: # e.g. 'round 1 · explore'
+    "The name of a stage, for people"
     return name if name in ONCE else f'round {round} · {name}'
 
 # %% ../../nbs/runs/folders.ipynb #80112108

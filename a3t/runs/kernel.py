@@ -119,8 +119,9 @@ class Forking(LocalProvisioner):
 
     async def launch_kernel(self, cmd, **kwargs):
         "Start the kernel; returns how to connect to it"
-        self.process = self.server and self.server.fork(
-            cwd=os.path.abspath(kwargs.get('cwd') or '.'), env=kwargs['env'], log=kwargs['stderr'].name, connection=cmd[cmd.index('-f') + 1])
+        request = dict(cwd=os.path.abspath(kwargs.get('cwd') or '.'), env=kwargs['env'], log=kwargs['stderr'].name,
+                       connection=cmd[cmd.index('-f') + 1])
+        self.process = self.server and self.server.fork(**request)
         if not self.process: return await super().launch_kernel(cmd, **kwargs)
         self.pid = self.pgid = self.process.pid
         return self.connection_info

@@ -18,13 +18,13 @@ from .folders import OUTPUTS, needs, stage_folder
 # %% ../../nbs/runs/manifests.ipynb #2e2d78d5
 def notebook_path(
     name:str, # stage
-)->Path: # nbs/stages/NAME.ipynb of the project, or of the folder that `A3T_NOTEBOOKS` names
+)->Path: # NAME.ipynb in nbs/stages of the project, or in the folder `A3T_NOTEBOOKS`
     "The notebook of a stage"
     folders = [project_path(p) for p in (os.environ.get('A3T_NOTEBOOKS'), project_root()/'nbs'/'stages',
                                          Path(a3t.__path__[0]).parent/'nbs'/'stages') if p]
     for p in folders:
         if (p/f'{name}.ipynb').is_file(): return p/f'{name}.ipynb'
-    raise A3TError(f'there is no notebook {name}.ipynb in nbs/stages: run from the folder of the project')
+    raise A3TError(f'the notebook {name}.ipynb is missing in nbs/stages: run from the folder of the project')
 
 def notebook_hash(
     path, # a notebook
@@ -37,7 +37,7 @@ def read_manifest(
     run, # folder of the run
     name:str, # stage
     round:int=0, # number of the round
-)->dict: # the manifest; `None` where the stage isn't complete
+)->dict: # the manifest; `None` if the stage is not complete
     "The manifest of a stage"
     path = stage_folder(run, name, round)/f'{name}.done.json'
     return read_json(path) if path.exists() else None
@@ -82,22 +82,23 @@ def notebook_imports(
         lines = ''.join(cell['source']).split('\n')
         # magics are not Python
         try: tree = ast.parse('\n'.join('pass' if l.startswith(('%', '!')) else l for l in lines))
-        except SyntaxError: continue # running the cell says so
+        except SyntaxError: continue # running the cell reports it
         res |= {m for m in _imports(tree) if m.startswith('a3t.')}
     return res
 
 def code_hashes(
     modules, # names of modules, such as 'a3t.train'
 )->dict: # file in the package → 16 hexadecimal digits
-    """Hashes of some modules' code and of all that they import from `a3t`; their data counts too, comments and
-    docstrings don't"""
+    "Hashes of modules, of what they import from `a3t`, and of their data files; comments and docstrings don't count"
     package, todo, res = Path(a3t.__path__[0]), set(modules), {}
     while todo:
         name = todo.pop()
-        file = package.joinpath(*name.split('.')[1:]).with_suffix('.py')
+        folder = package.joinpath(*name.split('.')[1:])
+        file = folder/'__init__.py' if folder.is_dir() else folder.with_suffix('.py')
         key = file.relative_to(package).as_posix()
         if key in res or not os.path.isfile(file): continue # a function, not a module
-        res[key], used, data = _module(name, str(file), file.stat().st_mtime_ns)
+        own = f'{name}.__init__' if folder.is_dir() else name # so that its relative imports resolve
+        res[key], used, data = _module(own, str(file), file.stat().st_mtime_ns)
         res |= {(Path(key).parent/d).as_posix():file_hash(file.parent/d)[:16] for d in data}
         todo |= used
     return dict(sorted(res.items()))
@@ -106,7 +107,7 @@ def code_hashes(
 def _hashes(folder, names): return {n:file_hash(folder/n)[:16] for n in names if (folder/n).exists()}
 
 def _inputs(run, name, round, settings):
-    "Hashes of what a stage reads: the first result of each stage that it needs, all results for the report"
+    "Hashes of what a stage reads: the first result of each stage that it needs; for the report all results"
     res = {}
     for need in needs(name, round, settings['rounds']):
         m, key = read_manifest(run, *need), stage_folder('', *need)/need[0]
@@ -114,7 +115,7 @@ def _inputs(run, name, round, settings):
     return res
 
 def _begun(run, name, round, settings):
-    "What a stage depends on, as it is now; a run that gets more rounds changes the report's inputs only"
+    "Hashes of what a stage depends on, as it is now; more rounds of a run change the report's inputs only"
     path = notebook_path(name)
     code = code_hashes([*notebook_imports(path), f"a3t.envs.{settings.get('environment')}"])
     return dict(notebook=notebook_hash(path), code=code, settings=content_hash({**settings, 'rounds':None})[:16],
@@ -126,26 +127,26 @@ def stage_state(
     run, # folder of the run
     name:str, # stage
     round:int=0, # number of the round
-)->str: # 'done', 'new', or why its manifest doesn't hold any more
-    "Is a stage complete, and still right?"
+)->str: # 'done', 'new', or why its results are out of date
+    "Is a stage complete, and up to date?"
     m = read_manifest(run, name, round)
     if not m: return 'new'
     now = _begun(run, name, round, read_json(Path(run)/'run.json')['settings'])
     for key,what in (('notebook', 'its notebook changed'), ('settings', 'the settings changed'),
                      ('inputs', 'what it reads changed')):
         if m[key] != now[key]: return what
-    if 'code' not in m: return 'its manifest does not say which code made it'
+    if 'code' not in m: return 'its manifest lacks the hashes of its code'
     if changed := _changed(m['code'], now['code']): return f'its code changed: {some(changed)}'
-    return 'done' if _hashes(stage_folder(run, name, round),
-                             OUTPUTS[name]) == m['outputs'] else 'its results were changed or removed'
+    same = _hashes(stage_folder(run, name, round), OUTPUTS[name]) == m['outputs']
+    return 'done' if same else 'its results were changed or removed'
 
 # %% ../../nbs/runs/manifests.ipynb #18b094ad
 def set_aside(
     run, # folder of the run
     name:str, # stage
     round:int=0, # number of the round
-)->Path: # where the old results are now
-    "Move all results of a stage out of the way"
+)->Path: # where the results are now
+    "Move all results of a stage to `old/` of the run"
     folder, old = stage_folder(run, name, round), Path(run)/'old'
     n = max((int(p.name) for p in old.glob('*') if p.name.isdigit()), default=0) + 1
     to = old/str(n)/folder.relative_to(run)
@@ -153,7 +154,7 @@ def set_aside(
     except OSError as e: raise refused(e, to) from e
     for f in (f'{name}.done.json', f'{name}.start.json', f'{name}.alarms.json', f'{name}.work', *OUTPUTS[name]):
         try:
-            if (folder/f).exists(): shutil.move(folder/f, to/f) # by copying, where `old` is on another disk
+            if (folder/f).exists(): shutil.move(folder/f, to/f) # by copying, if `old` is on another disk
         except OSError as e: raise refused(e, folder/f) from e
     return to
 
@@ -161,11 +162,11 @@ def set_aside(
 _locks = {}
 
 def lock(
-    path, # lock file; made where it is missing
+    path, # lock file; created if it is missing
     what:str, # what is locked, for the message
-    wait:float=0., # seconds to wait for whoever holds it
+    wait:float=0., # seconds to wait for another holder
 ):
-    "Hold a lock until `unlock` or the end of the process; raises `A3TError` where another process keeps it"
+    "Hold a lock until `unlock` or the end of the process; `A3TError` if another process holds it"
     path, end = Path(path).absolute(), time.monotonic() + wait
     if path in _locks: return
     try:
@@ -177,8 +178,8 @@ def lock(
         except BlockingIOError:
             if time.monotonic() >= end:
                 f.close()
-                raise A3TError(f'{what} is being worked on by another process: wait for it, or stop it (if it is a '
-                               f'notebook, shut down its kernel)') from None
+                raise A3TError(f'another process is working on {what}: wait for it, or stop it (shut down the kernel, '
+                               f'if it is a notebook)') from None
             time.sleep(.1)
         except OSError as e:
             f.close()
@@ -188,7 +189,7 @@ def lock(
 def unlock(
     path, # the lock file
 ):
-    "Let go of a lock; one that isn't held is no matter"
+    "Release a lock; no-op if it is not held"
     if f := _locks.pop(Path(path).absolute(), None):
         fcntl.flock(f, fcntl.LOCK_UN)  # a forked worker keeps the file open: closing alone would not unlock it
         f.close()
