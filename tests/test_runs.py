@@ -301,7 +301,7 @@ def test_a_failing_stage_keeps_its_traceback(fake):
 def test_a_notebook_without_done_is_said(fake):
     run, _ = open_run('data/runs/a', 'smoke', {'rounds':1})
     notebook(fake.path/'fakes'/'baselines.ipynb', PARAMS)
-    with pytest.raises(A3TError, match='its last cell must call it'): run_stage(run, 'baselines')
+    with pytest.raises(A3TError, match='call it in the last cell'): run_stage(run, 'baselines')
 
 def test_a_stage_alone_runs_what_it_needs(fake):
     run, _ = open_run('data/runs/a', 'smoke', {'rounds':1})
