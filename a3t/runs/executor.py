@@ -203,6 +203,7 @@ def run_stage(
     if name != 'report' and not read_manifest(run, name, round):
         raise A3TError(f'{notebook_path(name).name} ended without stage.done(): call it in the last cell')
 
+# %% ../../nbs/runs/executor.ipynb #1f5fd8dae
 def _skip(run, name, round):
     "Is a stage already done?"
     folder = stage_folder(run, name, round)

@@ -126,6 +126,7 @@ class Forking(LocalProvisioner):
         self.pid = self.pgid = self.process.pid
         return self.connection_info
 
+# %% ../../nbs/runs/kernel.ipynb #k0mang
 def kernel_class(
     log, # file for what the kernel writes to stderr
     folder, # a temporary folder for its own files
