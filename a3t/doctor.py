@@ -11,10 +11,10 @@ import json, platform, shutil, sys, warnings
 from importlib.metadata import PackageNotFoundError, requires, version
 from inspect import signature
 from pathlib import Path
-from .core import A3TError, data_folder, load_settings, project_root
+from .core import A3TError, data_folder, project_root
 from .envs.base import Check, environment_module
 from .envs.contract import check_needs
-from .settings import setting_faults
+from .settings import load_settings, setting_faults
 
 # %% ../nbs/doctor.ipynb #cf96b625
 def check_packages(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq, pytest
 import a3t.accumulate
 from a3t.accumulate import (
-    FILE, PAPER, append, entries, fetch, file_table, is_success, plot_statistics, read, round_statistics,
+    FILE, append, entries, fetch, file_table, is_success, paper_training_sets, plot_statistics, read, round_statistics,
     select_training, shortest, stores, stream, trajectory_files)
 from a3t.core import A3TError, Step, Trajectory, content_hash, to_row, trajectory_id, write_atomic
 
@@ -86,7 +86,7 @@ def test_statistics():
     assert d.loc[0].tolist() == [1, 0, 1, 25.] and d.loc[1].tolist() == [4, 1, 2, 50.]
     assert list(d.columns) == ['trajectories', 'failed', 'solved', 'success']
     assert round_statistics([]).empty
-    assert len(plot_statistics(d).axes) == 3 and all(len(v) == 4 for v in PAPER.values())
+    assert len(plot_statistics(d).axes) == 3 and len(paper_training_sets('alfworld')) == 4
 
 def test_files_of_earlier_versions_are_read(tmp_path):
     "Without the later fields; the id is what it was"

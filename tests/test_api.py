@@ -2,7 +2,8 @@ import asyncio, gc, json, pickle, subprocess, sys, threading, time, warnings
 import httpx, pytest, torch
 from a3t.agents import ActRe, ReAct, rollout
 from a3t.compose import compose_all
-from a3t.core import A3TError, load_settings
+from a3t.core import A3TError
+from a3t.settings import load_settings
 from a3t.envs.base import load
 from a3t.models.server import Refused, ServerModel, proxy_for
 from a3t.models.toyserver import ToyServer

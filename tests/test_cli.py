@@ -4,7 +4,7 @@ from contextlib import redirect_stdout
 import pytest
 import a3t
 from a3t.cli import COMMANDS, command_parser, main
-from a3t.core import read_settings
+from a3t.settings import preset_names, read_settings
 from conftest import A3T, ROOT
 
 # -- start-up
@@ -49,17 +49,17 @@ def test_every_command_is_listed():
     assert status == 0 and all(f'\n  {n} ' in text for n in COMMANDS)
 
 @pytest.mark.parametrize('words,contains', [
-    (('pressets',), "there is no command 'pressets' (did you mean presets?): choose from run"),
+    (('pressets',), "unknown command 'pressets' (did you mean presets?): choose from run"),
     (('Run',), 'did you mean run?'), (('xyz',), 'choose from run'), (('--versoin',), 'did you mean --version?'),
     (('help',), 'did you mean --help?'),
-    (('run', 'smoke', '--nmae', 'x'), "'--nmae' is no argument of a3t run (did you mean --name?)"),
-    (('run', 'smoke', 'x'), "'x' is no argument"),
-    (('run', '--prest=smoke', 'smoke'), 'is no argument'),
+    (('run', 'smoke', '--nmae', 'x'), "'--nmae' is not an argument of a3t run (did you mean --name?)"),
+    (('run', 'smoke', 'x'), "'x' is not an argument"),
+    (('run', '--prest=smoke', 'smoke'), 'is not an argument'),
     (('evaluate', '--adaptor=x', '--adapter', 'x'), 'did you mean --adapter?'),
     (('run',), 'required: preset'), (('evaluate',), 'required: --adapter'),
     (('shop', '--port', 'http'), "invalid int value: 'http'"),
     (('run', 'smoke', '--set'), 'expected at least one argument'),
-    (('settings', 'cpu', '--nam', 'x'), "'--nam' is no argument")])
+    (('settings', 'cpu', '--nam', 'x'), "'--nam' is not an argument")])
 def test_words_that_are_not_known(words, contains, capsys):
     assert main(list(words)) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -70,12 +70,13 @@ def test_words_that_are_not_known(words, contains, capsys):
     (('doctor', 'cpu_alfworld'), 'did you mean cpu-alfworld?'),
     (('run', 'smoke', '--set', 'round=1'), 'did you mean rounds?'),
     (('run', 'smoke', '--set', 'opening=smapled'), 'did you mean sampled?'),
-    (('shop', '--port', '99999'), '--port 99999 is no port'), (('shop', '--port', '-1'), '--port -1 is no port'),
+    (('shop', '--port', '99999'), '--port 99999 is not a port'),
+    (('shop', '--port', '-1'), '--port -1 is not a port'),
     (('parity', 'x', '--n', '-2'), '--n -2 is negative'),
-    (('run', 'smoke', '--set', 'a\nb'), 'write it as key=value'),
+    (('run', 'smoke', '--set', 'a\nb'), 'write key=value'),
     (('doctor', '--set', 'seed=1', 'smoke'),
-     "--set 'smoke': write it as key=value, and what is no setting before --set"),
-     (('evaluate', '--adapter', 'a\nb'), 'is no adapter')])
+     "--set 'smoke': write key=value, and put all other arguments before --set"),
+     (('evaluate', '--adapter', 'a\nb'), 'is not a LoRA adapter')])
 def test_values_that_are_wrong(words, contains, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main(list(words)) == 1
@@ -86,7 +87,8 @@ def test_no_command_shows_the_usage(capsys):
     assert main([]) == 2 and capsys.readouterr().err.startswith('usage: a3t COMMAND')
 
 def test_presets_are_named_alike():
-    assert all(re.fullmatch(r'smoke|(cpu|paper)(-[a-z]+)?', s) for s in read_settings(ROOT/'settings.ini').sections())
+    names = preset_names(read_settings(ROOT/'settings.ini'))
+    assert all(re.fullmatch(r'smoke|small-model|(cpu|paper)(-[a-z]+)?', name) for name in names)
 
 # -- where output goes, and how it ends
 
@@ -113,7 +115,7 @@ def test_a_home_folder_that_is_a_loop(project):
 def test_an_interrupt_is_130(monkeypatch, capsys):
     def stop(): os.kill(os.getpid(), signal.SIGTERM)
     monkeypatch.setitem(COMMANDS, 'presets', stop)
-    assert (main(['presets']) == 130 and capsys.readouterr().err == '\na3t: stopped; the same command goes on from '
+    assert (main(['presets']) == 130 and capsys.readouterr().err == '\na3t: stopped; the same command resumes from '
                                                                     'here\n')
 
 # -- 300 random command lines in broken surroundings
@@ -124,7 +126,7 @@ PATHS = ('{t}/new', '{t}/file', '{t}/dangling', '{t}/loop', '{t}/ä {b} %s', '/p
          '/dev/null/x', '{t}/'+LONG, '~nobody/x',
          '', '.', 'relative', '/proc/self/mem', '{t}/new\nline')
 RIGHT = ('seed=3', 'rounds=1e2', 'model=tiny', 'p=0', 'device=cpu', 'eval_tasks=0', 'launch=',
-         'server={}' if 'server' in read_settings(ROOT/'settings.ini').defaults() else 'slots=2')
+         'server={}' if 'server' in read_settings(ROOT/'settings.ini')['DEFAULT'] else 'slots=2')
 FALSE = ('sead=1', 'p=7', 'opening=smapled', 'rounds=', 'rounds=nan', 'seed', '=3', 'device=cuda:77', 'device=gpu',
          "eval_splits=['x']", 'slots=0',
          'generator=[', 'environment=../x', 'schedule=lineer', 'launch=nope', 'quantize=int8', 'learning_rate=-1',

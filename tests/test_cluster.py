@@ -167,6 +167,6 @@ def test_errors_of_workers(two_workers):
     with pytest.raises(A3TError, match='^game 1 is missing: put it back$'):
         list(waves(broken, ['game 1', 'game 2'], 'local'))
     def ends(wave): os.kill(os.getpid(), signal.SIGKILL)
-    with pytest.raises(A3TError, match='gave a wave up'): list(waves(ends, ['game 1'], 'local', dict(max_retries=1)))
+    with pytest.raises(A3TError, match='gave up on a wave'): list(waves(ends, ['game 1'], 'local', dict(max_retries=1)))
     two_workers.shutdown()
     with pytest.raises(A3TError, match='no Ray cluster'): cluster('127.0.0.1:1')

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 import pytest
 from a3t import doctor as module
-from a3t.core import load_settings
+from a3t.settings import load_settings
 from a3t.doctor import check_machine, check_packages, check_weights, diagnose, doctor
 from a3t.envs.alfworld.games import mini_games, pack_games, unpack_games
 from test_alfworld_engine import TASK, needs_games, old_dialect, real  # noqa: F401 (real is a fixture)

@@ -13,10 +13,10 @@ QUICK = ('rounds=1', 'train_tasks=3', 'eval_tasks=3', 'explore_budget=20')
 # -- bad input
 
 @pytest.mark.parametrize('args,contains', [
-    (('run', 'smok'), 'choose one of smoke, cpu, cpu-cooking'),
+    (('run', 'smok'), 'choose one of smoke, small-model, cpu, cpu-cooking'),
     (('run', 'smoke', '--set', 'sead=1'), 'unknown setting sead (did you mean seed?): [DEFAULT]'),
     (('run', 'smoke', '--set', 'rounds=many'), 'rounds'),
-    (('run', 'smoke', '--set', 'rounds'), 'write it as key=value'),
+    (('run', 'smoke', '--set', 'rounds'), 'write key=value'),
     (('run', 'smoke', '--name', '../x'), 'cannot name a run'),
     (('report', 'never'), 'start one with `a3t run PRESET --name never`')])
 def test_bad_words(project, args, contains):
@@ -87,14 +87,14 @@ def adapter(tmp_path_factory):
     return project
 
 @pytest.mark.parametrize('args,contains', [
-    (('--adapter', 'nowhere'), 'nowhere is no adapter, it has no adapter_config.json'),
-    (('--adapter', 'empty'), 'it has no adapter_config.json'),
-    (('--adapter', 'half'), 'it has no adapter_model.safetensors'),
-    (('--adapter', 'nameless', '--preset', 'smoke'), 'does not say which model it belongs to: give --model'),
+    (('--adapter', 'nowhere'), 'nowhere is not a LoRA adapter (no adapter_config.json)'),
+    (('--adapter', 'empty'), '(no adapter_config.json)'),
+    (('--adapter', 'half'), '(no adapter_model.safetensors)'),
+    (('--adapter', 'nameless', '--preset', 'smoke'), 'does not name its base model: pass --model'),
     (('--adapter', 'adapter', '--preset', 'smoke', '--model', 'smollm2-135m'), 'does not fit this model'),
     (('--adapter', 'adapter', '--preset', 'smoke', '--model', './nowhere'), "no model './nowhere'"),
     (('--adapter', 'adapter', '--games', 'nowhere.jsonl.xz'), 'nowhere.jsonl.xz: run alfworld-download'),
-    (('--adapter', 'adapter', '--preset', 'smoke', '--games', 'x'), 'the environment base has no games to choose'),
+    (('--adapter', 'adapter', '--preset', 'smoke', '--games', 'x'), 'the environment base has no choice of games'),
     (('--adapter', 'adapter', '--preset', 'smoke', '--splits', 'unsean'), "no split 'unsean'"),
     (('--adapter', 'adapter', '--preset', 'smok'), 'choose one of smoke'),
     (('--adapter', 'adapter', '--preset', 'smoke', '--set', 'sead=1'), 'unknown setting sead')])
@@ -215,7 +215,7 @@ def test_the_checks_find_what_they_look_for(tmp_path):
     assert not C.unclean(C.copy_to(tmp_path/'good'), ROOT)
 
 def test_every_setting_is_explained_and_every_preset_loads():
-    from a3t.core import load_settings
+    from a3t.settings import load_settings
     text = (ROOT/'settings.ini').read_text()
     defaults = text.split('\n[DEFAULT]\n')[1].split('\n[smoke]\n')[0].split('\n')
     lone = [l for i,l in enumerate(defaults) if '=' in l and not l.startswith('#') and not defaults[i-1].startswith('#')

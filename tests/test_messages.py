@@ -3,7 +3,7 @@ import ast, configparser, json, re
 from inspect import signature
 from pathlib import Path
 import pytest
-from a3t.core import load_settings
+from a3t.settings import load_settings
 from a3t.envs.alfworld.generator import generate_games as alfworld_games
 from a3t.envs.cooking.kitchen import generate_games as cooking_games
 from a3t.envs.webshop.generator import generate_shop

@@ -197,7 +197,7 @@ def test_lock_is_seen_by_others_and_ends_with_its_process(tmp_path):
     p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True,
                          env={**os.environ, 'PYTHONPATH':str(ROOT)})
     assert p.stdout.readline() == 'held\n'
-    with pytest.raises(A3TError, match='it is being worked on by another process'): lock(tmp_path/'l', 'it')
+    with pytest.raises(A3TError, match='another process is working on it'): lock(tmp_path/'l', 'it')
     p.kill(); p.wait()
     lock(tmp_path/'l', 'it', wait=5)
     lock(tmp_path/'l', 'it')  # again in the same process is no matter
@@ -301,7 +301,7 @@ def test_a_failing_stage_keeps_its_traceback(fake):
 def test_a_notebook_without_done_is_said(fake):
     run, _ = open_run('data/runs/a', 'smoke', {'rounds':1})
     notebook(fake.path/'fakes'/'baselines.ipynb', PARAMS)
-    with pytest.raises(A3TError, match='its last cell must call it'): run_stage(run, 'baselines')
+    with pytest.raises(A3TError, match='call it in the last cell'): run_stage(run, 'baselines')
 
 def test_a_stage_alone_runs_what_it_needs(fake):
     run, _ = open_run('data/runs/a', 'smoke', {'rounds':1})
@@ -340,7 +340,7 @@ def test_no_orphans(fake, sig, status):
     p.send_signal(sig)
     out, err = p.communicate(timeout=30)
     assert p.returncode == status
-    if sig != signal.SIGKILL: assert err.strip() == 'a3t: stopped; the same command goes on from here'
+    if sig != signal.SIGKILL: assert err.strip() == 'a3t: stopped; the same command resumes from here'
     assert all(gone(int(pid)) for pid in pids.read_text().split())
 
 def test_one_command_at_a_time(fake):
@@ -348,7 +348,7 @@ def test_one_command_at_a_time(fake):
     p = fake.start('run', 'smoke', '--name', 'a')
     try:
         wait_for(fake.run('a')/'baselines'/'baselines.work'/'pids')
-        one_line_error(fake.a3t('run', 'smoke', '--name', 'a'), 'run a is being worked on')
+        one_line_error(fake.a3t('run', 'smoke', '--name', 'a'), 'another process is working on the run a')
     finally: p.terminate(); p.communicate(timeout=30)
 
 def test_an_error_for_the_user_is_one_line(fake):

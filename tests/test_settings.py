@@ -1,14 +1,17 @@
 "Every setting has its choices or its range, and a wrong value is one line before anything runs"
 import inspect, sys
 import pytest
-from a3t.core import A3TError, did_you_mean, load_settings, read_json, read_settings, write_json
+from a3t.core import A3TError, did_you_mean, read_json, write_json
 from a3t.runs.folders import open_run
 from a3t.runs.stage import open_stage
-from a3t.settings import ALLOWED, ENVIRONMENTS, LEVELS, SCHEDULES, TASK_TYPES, check_device, check_settings, devices, setting_faults
+from a3t.models.devices import check_device, devices
+from a3t.settings import (
+    ALLOWED, ENVIRONMENTS, LEVELS, SCHEDULES, TASK_TYPES, check_settings, load_settings, preset_names, preset_values,
+    read_settings, setting_faults)
 from conftest import ROOT, one_line_error
 
 INI = ROOT/'settings.ini'
-KEYS = tuple(read_settings(INI).defaults())
+KEYS = tuple(read_settings(INI)['DEFAULT'])
 
 def settings(preset='smoke', **overrides): return check_settings(load_settings(preset, overrides, INI))
 
@@ -21,7 +24,7 @@ def fault(preset='smoke', **overrides):
 def test_every_setting_has_an_entry_and_every_preset_is_right():
     assert set(KEYS) == set(ALLOWED)
     assert all(a.words for a in ALLOWED.values())
-    for preset in read_settings(INI).sections(): assert settings(preset)
+    for preset in preset_names(read_settings(INI)): assert settings(preset)
 
 WHOLE = ('-1', '1.5', 'nan', 'true', "'3'", 'many', '', '[1]', '1e400', '10**3')
 POSITIVE = WHOLE + ('0',)
@@ -129,6 +132,37 @@ def test_a_settings_file_that_lacks_a_key(tmp_path):
     assert setting_faults(load_settings('smoke', path=tmp_path/'settings.ini')) == [
         'setting patience is missing in [DEFAULT]: copy its line from the settings.ini of the project']
 
+def extended(tmp_path, text):
+    "A settings file with three settings and some presets"
+    (tmp_path/'settings.ini').write_text(f'[DEFAULT]\nrounds = 4\nrate = 0.5\nmodel = big\n{text}')
+    return tmp_path/'settings.ini'
+
+def test_a_preset_extends_another(tmp_path):
+    path = extended(tmp_path, '[a]\nextends = b\nrounds = 1\n[b]\nextends = c\nrate = 0.1\nrounds = 2\n'
+                              '[c]\nmodel = small\nrate = 0.2\n[d]\nextends = c\nmodel = big\n')
+    assert load_settings('a', path=path) == dict(rounds=1, rate=.1, model='small')
+    assert load_settings('a', {'rate':'0.3'}, path) == dict(rounds=1, rate=.3, model='small')
+    assert load_settings('d', path=path) == dict(rounds=4, rate=.2, model='big') # back to the default
+    assert {k:source for k,(_, source) in preset_values(read_settings(path), 'a').items()} == dict(
+        rounds='a', rate='b', model='c')
+    with pytest.raises(A3TError, match='unknown setting extends'): load_settings('a', {'extends':'c'}, path)
+
+@pytest.mark.parametrize('text,contains', [
+    ('[a]\nextends = a\n', 'the preset a extends itself (a → a): remove one'),
+    ('[a]\nextends = b\n[b]\nextends = c\n[c]\nextends = b\n', 'the preset b extends itself (a → b → c → b)'),
+    ('[a]\nextends = bb\n[b]\nrounds = 1\n', "[a] extends 'bb', which is no preset (did you mean b?)"),
+    ('[a]\nextends = DEFAULT\n', "[a] extends 'DEFAULT', which is no preset"),
+    ('[a]\nextends = b\n[b]\nruonds = 1\n', 'unknown setting ruonds (did you mean rounds?)')])
+def test_a_preset_that_extends_wrongly(tmp_path, text, contains):
+    with pytest.raises(A3TError) as e: load_settings('a', path=extended(tmp_path, text))
+    assert contains in str(e.value) and '\n' not in str(e.value)
+
+def test_the_small_model_presets_share_one_base():
+    sections = read_settings(INI)
+    small = [n for n in preset_names(sections) if sections[n].get('extends') == 'small-model']
+    assert len(small) == 5 and all(settings(n)['model'] == 'smollm2-135m' for n in small)
+    assert not [k for k in sections['small-model'] if all(k in sections[n] for n in small)]
+
 def test_the_table_of_environments_is_true():
     "Splits, arguments of generators and choices are those of the modules"
     from a3t.envs import base, cooking, scienceworld
@@ -218,7 +252,7 @@ def test_a_run_is_not_opened_with_wrong_values(tmp_path, monkeypatch):
     monkeypatch.delenv('A3T_DATA', raising=False)
     for wrong in (dict(p=7), dict(opening='smapled'), dict(device='cuda:9'), dict(eval_splits=['unsean'])):
         with pytest.raises(A3TError, match=f'setting {next(iter(wrong))} = '): open_run('data/runs/a', 'smoke', wrong)
-    with pytest.raises(A3TError, match='set eval_tasks=12 as train_tasks'):
+    with pytest.raises(A3TError, match='set eval_tasks=12, like train_tasks'):
         open_run('data/runs/a', 'smoke', dict(eval_splits=['train'], eval_tasks=3))
     assert not (tmp_path/'data').exists()
     open_run('data/runs/a', 'smoke')
@@ -226,7 +260,7 @@ def test_a_run_is_not_opened_with_wrong_values(tmp_path, monkeypatch):
     for text in ('[]', '{}', '{"settings": {}}', '{"settings": [], "preset": "smoke"}', '3'):
         (tmp_path/'data/runs/a/run.json').write_text(text)
         for args in ((), ('smoke',)):
-            with pytest.raises(A3TError, match='run.json is not that of a run'): open_run('data/runs/a', *args)
+            with pytest.raises(A3TError, match='run.json does not describe a run'): open_run('data/runs/a', *args)
 
 def test_a_run_of_an_earlier_version(tmp_path, monkeypatch):
     "Its stages lack settings: one line says which; its report can still be written"

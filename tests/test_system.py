@@ -212,7 +212,7 @@ def test_prose_of_the_code_does_not_count(package):
     package('core.py', '"The folder of the project"', '"Where the project lies"')
     package('core.py', '"""Trajectories,', '"""Episodes,')
     package('envs/base.py', '# task ids', '# ids of tasks')
-    package('core.py', "__all__ = ['REMEDIES', ", "__all__ = [")
+    package('core.py', "__all__ = ['COLOURS', ", "__all__ = [")
     assert set(states().values()) == {'done'}
 
 def test_code_that_a_stage_does_not_run_does_not_count(package, fake):
@@ -243,7 +243,7 @@ def test_a_data_file_of_the_package_is_code(package, fake):
 def test_a_manifest_without_code_is_not_trusted(package):
     file = run_folder('a')/'round_00'/'explore.done.json'
     write_json(file, {k:v for k,v in read_json(file).items() if k != 'code'})
-    assert states()['explore', 0] == 'its manifest does not say which code made it'
+    assert states()['explore', 0] == 'its manifest lacks the hashes of its code'
 
 # -- what the operating system refuses
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from ..core import A3TError, data_folder, make_folder
 from .base import toy_tokenizer
 from .server import check_way
-from ..settings import check_device
+from .devices import check_device
 os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
 
 # %% ../../nbs/models/weights.ipynb #ca832954
