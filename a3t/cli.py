@@ -119,7 +119,7 @@ def adapter_model(
     adapter, # folder of a LoRA adapter
 )->str: # name of its base model; '' where it does not say
     "The base model that an adapter belongs to; `A3TError` where it is no adapter"
-    from a3t.doctor import is_whole
+    from a3t.doctor import is_complete
     for name in ('adapter_config.json', 'adapter_model.safetensors'):
         if not (Path(adapter)/name).is_file():
             raise A3TError(f'{adapter} is no adapter, it has no {name}: give the folder `adapter` of a round')
@@ -127,7 +127,7 @@ def adapter_model(
     base = config.get('base_model_name_or_path') or '' if isinstance(config, dict) else None
     if not isinstance(base, str):
         raise A3TError(f'{adapter}/adapter_config.json is not that of an adapter: give the folder `adapter` of a round')
-    if not is_whole(Path(adapter)/name):
+    if not is_complete(Path(adapter)/name):
         raise A3TError(f'{adapter}/{name} is cut short or broken: copy the adapter again')
     return base
 
@@ -231,8 +231,8 @@ def doctor(
     set:list=(), # settings that win over the preset, each as key=value, e.g. model=tiny; by default none
 )->int: # 0 where all is well, else 1
     "Look at everything that a preset needs: what is wrong, and what mends it"
-    from a3t.doctor import doctor
-    return doctor(preset, overrides(set))
+    from a3t.doctor import check_preset
+    return check_preset(preset, overrides(set))
 
 def shop(
     *,
