@@ -157,8 +157,9 @@ def _exemplar():
     obs, info = env.reset(options={'task':'exemplar/both/0000'})
     steps, goal = [], info['goal']
     for reason, action in EXEMPLAR_STEPS:
-        o, reward, *_, info = env.step(action)
-        steps.append(Step(reason, action, o, 'policy', info['valid']))
+        answer, reward, *rest = env.step(action)
+        info = rest[-1]
+        steps.append(Step(reason, action, answer, 'policy', info['valid']))
     return Trajectory('exemplar/both/0000', 'both', goal, obs, tuple(steps), reward, info['won'])
 
 Cooking.exemplar = _exemplar()

@@ -8,7 +8,7 @@ __all__ = ['POSSESSION', 'Kitchen', 'compare_with_textworld']
 # %% ../../../nbs/envs/cooking/kitchen.ipynb #h0imports
 import random
 from fastcore.basics import patch
-from .games import COOK, CUT, HEAT, SURFACES, game_record
+from .games import COOK, CUT, HEAT, SURFACE_TYPES, game_record
 
 # %% ../../../nbs/envs/cooking/kitchen.ipynb #93f2e70a
 POSSESSION = 'inventory' # where things are that the agent holds
@@ -102,7 +102,7 @@ def _furniture_commands(self:Kitchen, f):
     return res | {(f'put {t} on {f}' if surface else f'insert {t} into {f}'):('put', t, f) for t in held}
 
 @patch
-def _is_surface(self:Kitchen, f): return self.game['furniture'][f][0] in SURFACES
+def _is_surface(self:Kitchen, f): return self.game['furniture'][f][0] in SURFACE_TYPES
 
 @patch
 def _held_commands(self:Kitchen, t):
@@ -211,14 +211,17 @@ def _place_words(self:Kitchen, f):
     return f"{'On' if self._is_surface(f) else 'In'} the {f} you see {self._content_words(f)}."
 
 @patch
+def _way_words(self:Kitchen, way, door):
+    return f"{way} ({'open' if door in self.open else 'closed'} {door})" if door else way
+
+@patch
 def text(self:Kitchen)->str: # one line
     "The room, the things in it, and the ways out"
     res, shown = [f'You are in the {self.room}.'], [f for f in self.here() if self._is_surface(f) or f in self.open]
     if self.here(): res.append(f'You see {_list_words(map(self.named, self.here()))}.')
     res += [self._place_words(f) for f in shown if self.content(f)]
     if self.content(self.room): res.append(f'On the floor you see {self._content_words(self.room)}.')
-    ways = [way if not door else f"{way} ({'open' if door in self.open else 'closed'} {door})"
-            for way,(_, door) in self.game['rooms'][self.room].items()]
+    ways = [self._way_words(way, door) for way,(_, door) in self.game['rooms'][self.room].items()]
     return ' '.join(res + ([f"Ways out: {', '.join(ways)}."] if ways else []))
 
 # %% ../../../nbs/envs/cooking/kitchen.ipynb #c7074e1eb
