@@ -118,7 +118,7 @@ def adapter_model(
     adapter, # folder of a LoRA adapter
 )->str: # name of its base model; '' if the adapter does not name one
     "The base model of an adapter; `A3TError` if the folder is not a LoRA adapter"
-    from a3t.doctor import is_whole
+    from a3t.doctor import is_complete
     for name in ('adapter_config.json', 'adapter_model.safetensors'):
         if not (Path(adapter)/name).is_file():
             raise A3TError(f'{adapter} is not a LoRA adapter (no {name}): pass the folder `adapter` of a round')
@@ -127,7 +127,7 @@ def adapter_model(
     if not isinstance(base, str):
         raise A3TError(f'{adapter}/adapter_config.json does not describe a LoRA adapter: pass the folder `adapter` '
                        f'of a round')
-    if not is_whole(Path(adapter)/name):
+    if not is_complete(Path(adapter)/name):
         raise A3TError(f'{adapter}/{name} is truncated or broken: copy the adapter again')
     return base
 
@@ -222,8 +222,8 @@ def doctor(
     set:list=(), # settings to change, each as key=value, e.g. model=tiny; by default none
 )->int: # 0 if all is well, else 1
     "Check everything that a preset needs, and say how to fix what is wrong"
-    from a3t.doctor import doctor
-    return doctor(preset, overrides(set))
+    from a3t.doctor import check_preset
+    return check_preset(preset, overrides(set))
 
 def shop(
     *,

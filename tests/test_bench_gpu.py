@@ -2,7 +2,7 @@
 from dataclasses import replace
 import pytest
 from a3t.bench import gpu as bench
-from a3t.bench.acting import NEW, same_share
+from a3t.bench.acting import NEW_TOKENS, agreement
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
@@ -13,13 +13,13 @@ def rows():
     return [replace(r, input_ids=r.input_ids[:120], loss_mask=r.loss_mask[:120])
             for r in bench.random_rows(32, 2000, 60)]
 
-def test_rows_are_as_long_as_said():
+def test_lengths_of_rows():
     rows = bench.random_rows(20, 500)
     assert rows == bench.random_rows(20, 500) != bench.random_rows(20, 500, seed=1)
     assert all(r.input_ids[:608] == rows[0].input_ids[:608] and 853 <= len(r) <= 3353
                and sum(r.loss_mask) == len(r) - 608 for r in rows)
 
-def test_the_model_is_as_said(): assert bench.MISTRAL_7B['hidden_size']//bench.MISTRAL_7B['num_attention_heads'] == 128
+def test_size_of_heads(): assert bench.MISTRAL_7B['hidden_size']//bench.MISTRAL_7B['num_attention_heads'] == 128
 
 def test_losses_are_those_of_trl(model, rows):
     pytest.importorskip('trl')
@@ -27,15 +27,16 @@ def test_losses_are_those_of_trl(model, rows):
     assert len(ours['loss']) == len(theirs['loss']) == 2 and ours['rate'] > 0 < theirs['rate'] and ours['predicted'] > 0
     assert max(abs(a - b) for a,b in zip(ours['loss'], theirs['loss'])) < .02
 
-def test_what_generate_says(tmp_path):
+def test_generate_agrees(tmp_path):
     model = bench.random_model(tmp_path/'m', vocab_size=2000, max_position_embeddings=2048)
     here = bench.act(2, 2, model, 'none', 'cpu')
-    there = bench.act_transformers(here['said'], model, 'none', 'cpu')
-    assert len(here['seconds']) == len(there['seconds']) == 2 and {len(t) for e in here['said'] for t in e} == {NEW}
-    assert same_share(here['said'], there['said'])[0] == 1.
+    there = bench.act_transformers(here['generated'], model, 'none', 'cpu')
+    assert len(here['seconds']) == len(there['seconds']) == 2
+    assert {len(t) for e in here['generated'] for t in e} == {NEW_TOKENS}
+    assert agreement(here['generated'], there['generated'])[0] == 1.
 
-def test_a_device_is_like_itself():
-    res = bench.compare('cpu')
+def test_a_device_equals_itself():
+    res = bench.compare_devices('cpu')
     assert res.keys() == {'none', 'nf4'}
     for r in res.values():
         assert r['logprobs'] == r['adapter'] == 0 < r['largest'] and r['same_answers'] == r['answers'] == 8

@@ -1,7 +1,7 @@
 "The training benchmark compares like with like"
 from dataclasses import replace
 import pytest, torch
-from a3t.bench.training import Bytes, _rate, apart, by_tokens, resident, train_ours, train_trl, trl_settings
+from a3t.bench.training import CountBytes, by_tokens, tokens_a_second, train_ours, train_trl, trl_settings
 from a3t.data import make_rows
 from a3t.envs.base import ToyHouse
 from a3t.models.weights import load_model, tiny_model
@@ -20,8 +20,8 @@ def rows(folder):
 def test_trl_has_our_loss(folder, rows, name):
     "The first step changes nothing yet: the same rows have the same loss, whatever TRL's settings"
     pytest.importorskip('trl')
-    ours, theirs = train_ours(by_tokens(rows), folder, normalise='none'), train_trl(rows, folder,
-                                                                                    **trl_settings(rows)[name])
+    ours = train_ours(by_tokens(rows), folder, normalise='none')
+    theirs = train_trl(rows, folder, **trl_settings(rows)[name])
     assert ours['rate'] > 0 < theirs['rate'] and len(ours['loss']) == 2
     # packing changes the order
     if name != 'packed': assert abs(ours['loss'][0] - theirs['loss'][0]) < .02 and len(theirs['loss']) == 2
@@ -30,18 +30,9 @@ def test_by_tokens(rows):
     "The loss of a row is its tokens' sum over the mean number of tokens"
     assert sum(r.weight*r.n_loss for r in by_tokens(rows)) == pytest.approx(len(rows))
 
-def test_rate(): assert _rate([100, 30, 50], [5., 6., 9.]) == 20
+def test_rate(): assert tokens_a_second([100, 30, 50], [5., 6., 9.]) == 20
 
 def test_bytes():
     x, y = torch.ones(10, 10), torch.ones(10, 10)
-    with Bytes() as b: (x.view(100) + y.view(100)).view(10, 10)
+    with CountBytes() as b: (x.view(100) + y.view(100)).view(10, 10)
     assert b.total == 3*400
-
-def _fill(n): return dict(sum=float(torch.ones(n).sum()))
-
-def test_apart():
-    "The peak is that of the other process, not of this one"
-    ballast = torch.ones(2**28) # 1 GB here
-    small, large = apart(_fill, 10), apart(_fill, 2**27)
-    assert resident(peak=True) >= resident() > ballast.nbytes and small['sum'] == 10
-    assert .45 < (large['peak'] - small['peak'])/2**30 < .7 and small['peak'] < ballast.nbytes

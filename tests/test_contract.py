@@ -10,7 +10,7 @@ from a3t.compose import compose_all
 from a3t.core import A3TError, Trajectory
 from a3t.doctor import check_environment_needs
 from a3t.envs import alfworld, cooking
-from a3t.envs.cooking import kitchen
+from a3t.envs.cooking.games import TEXTWORLD_SPLITS
 from a3t.envs.alfworld.generator import write_games
 from a3t.envs.contract import LEVELS, check_environment, check_needs
 from a3t.envs.base import TextEnv, ToyHouse
@@ -42,7 +42,7 @@ def test_generated_shops(tmp_path):
                           another=WebShop(shop, pages=form, instructions=kind))
 
 def test_cooking():
-    games = {f'{s}/both/0000':cooking.EXEMPLAR_GAME for s in kitchen.SPLITS}
+    games = {f'{s}/both/0000':cooking.EXEMPLAR_GAME for s in TEXTWORLD_SPLITS}
     check_environment(cooking.Cooking(games), another=cooking.Cooking(games))
 
 # -- each broken promise is named

@@ -1,7 +1,7 @@
 "A default of a function and a setting that mean the same have the same value"
 import importlib, inspect, pkgutil
 import a3t
-from a3t.core import load_settings
+from a3t.settings import load_settings
 from conftest import ROOT
 
 # modules of the method; environments and models decide for themselves

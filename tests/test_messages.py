@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from a3t.settings import load_settings
 from a3t.envs.alfworld.generator import generate_games as alfworld_games
-from a3t.envs.cooking.kitchen import generate_games as cooking_games
+from a3t.envs.cooking.games import generate_cooking_games as cooking_games
 from a3t.envs.webshop.generator import generate_shop
 from a3t.models.server import ServerModel
 

@@ -167,18 +167,18 @@ def test_the_table_of_environments_is_true():
     "Splits, arguments of generators and choices are those of the modules"
     from a3t.envs import base, cooking, scienceworld
     from a3t.envs.alfworld import engine, generator
-    from a3t.envs.cooking import kitchen
+    from a3t.envs.cooking import games
     from a3t.envs.webshop import env as webshop, generator as shop_generator, reward
     words = lambda env, key: ENVIRONMENTS[env][key].words
     classes = dict(base=base.ToyHouse, alfworld=engine.AlfWorld, webshop=webshop.WebShop, cooking=cooking.Cooking,
                    scienceworld=scienceworld.ScienceWorld)
     assert set(classes) == set(ENVIRONMENTS)
     for env,c in classes.items(): assert words(env, 'eval_splits') == f"a list of splits from {', '.join(c.splits)}"
-    for env,f in dict(alfworld=generator.generate_games, cooking=kitchen.generate_games,
+    for env,f in dict(alfworld=generator.generate_games, cooking=games.generate_cooking_games,
                       webshop=shop_generator.generate_shop).items():
         known = [k for k in inspect.signature(f).parameters if k not in ('progress', 'folder')]
         assert sorted(words(env, 'generator').removeprefix('a dictionary of ').split(', ')) == sorted(known)
-    assert set(TASK_TYPES) == set(generator.ALL_TYPES) and set(LEVELS) == set(kitchen.LEVELS)
+    assert set(TASK_TYPES) == set(generator.ALL_TYPES) and set(LEVELS) == set(games.COOKING_LEVELS)
     for key,choices in dict(pages=webshop.PAGES, rewards=reward.REWARDS).items():
         assert all(not ENVIRONMENTS['webshop'][key].fault(c) for c in choices)
         assert len(words('webshop', key).replace(' or ', ', ').split(', ')) == len(choices)

@@ -382,7 +382,8 @@ def test_memory_is_predicted(folder, dtype):
 PEAK = '''
 import json, random, sys, tempfile, torch
 import a3t.train as T
-from a3t.bench.training import LORA, resident
+from a3t.bench.processes import resident_memory
+from a3t.bench.training import LORA
 from a3t.data import Row
 from a3t.models.weights import load_model
 tokens, threads, checkpointing = map(int, sys.argv[1:])
@@ -393,7 +394,7 @@ row = lambda: Row(tuple(rng.randrange(1000, 40000) for _ in range(tokens)), (Fal
 model, tok = load_model()
 with tempfile.TemporaryDirectory() as d:
     T.train(model, tok, [row() for _ in range(2*threads)], d, epochs=1, batch_size=threads, target_modules=LORA['target_modules'], gradient_checkpointing=bool(checkpointing), progress='x')
-print(json.dumps(dict(plan=plans[0], peak=resident(peak=True))))
+print(json.dumps(dict(plan=plans[0], peak=resident_memory(peak=True))))
 '''
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
-"Speeds are measured on answers that are equal; the targets hold"
+"AlfWorld's engines are timed on equal answers; the targets hold"
 import sys
 import pytest
 from a3t.bench.alfworld import (
-    ENGINES, bench_commands, bench_engines, bench_tasks, crowd_rate, processes_rate, sending_share)
+    ENGINES, batch_rate, bench_commands, bench_engines, bench_tasks, processes_rate, sending_share)
 from a3t.envs.alfworld.generator import generate_games, write_games
 from a3t.envs.alfworld.simulator import AlfSim
 from a3t.envs.alfworld.games import task_type
@@ -27,8 +27,8 @@ def test_engines_that_differ_are_not_timed(games, monkeypatch):
     with pytest.raises(AssertionError, match='differ'):
         bench_engines(games, bench_tasks(games)[:1], 5, ('fast', 'simulator'))
 
-def test_crowds(games, tmp_path):
-    assert all(r > 0 for r in crowd_rate(games, 20, 3)) and 0 < sending_share(games, 20) < 10
+def test_many_episodes(games, tmp_path):
+    assert all(r > 0 for r in batch_rate(games, 20, 3)) and 0 < sending_share(games, 20) < 10
     assert processes_rate(write_games(tmp_path/'g.jsonl.xz', seed=5, train=12, seen=6, unseen=6), 2, 5, 5) > 0
 
 @pytest.mark.slow
