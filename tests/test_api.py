@@ -4,7 +4,9 @@ from a3t.agents import ActRe, ReAct, rollout
 from a3t.compose import compose_all
 from a3t.core import A3TError, load_settings
 from a3t.envs.base import load
-from a3t.models.server import Refused, ServerModel, proxy_for
+from a3t.models.network import proxy_for
+from a3t.models.responses import Refused
+from a3t.models.server import ServerModel
 from a3t.models.toyserver import ToyServer
 from a3t.models.address import api_key, split_address
 from a3t.models.api import language_model, load_tokenizer, model_arguments, read_choice, without_echo
@@ -750,9 +752,9 @@ def test_the_hub_is_asked_only_where_it_answers(monkeypatch):
     asked = []
     monkeypatch.setattr('transformers.AutoTokenizer.from_pretrained', lambda name, local_files_only: asked.append(
         local_files_only) or (_ for _ in ()).throw(OSError('not there')))
-    monkeypatch.setattr(api, 'hub_answers', lambda: False)
+    monkeypatch.setattr(api, 'hub_reachable', lambda: False)
     assert load_tokenizer('http://127.0.0.1:9/v1#no/such-model') is None and asked == [True]
-    monkeypatch.setattr(api, 'hub_answers', lambda: True)
+    monkeypatch.setattr(api, 'hub_reachable', lambda: True)
     assert load_tokenizer('http://127.0.0.1:9/v1#no/such-model') is None and asked == [True, True, False]
 
 @pytest.mark.slow

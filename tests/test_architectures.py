@@ -9,7 +9,7 @@ from a3t.core import A3TError
 from a3t.data import Row
 from a3t.models.logprobs import lean, token_logprobs
 from a3t.models.base import encode_segments, gather, toy_tokenizer
-from a3t.models.forward import KNOWN, unknown
+from a3t.models.forward import SUPPORTED, unsupported
 from a3t.models.local import LocalModel
 from a3t.models.weights import quiet
 from a3t.train import lora, train
@@ -219,7 +219,7 @@ def test_a_known_architecture_that_looks_ahead_is_not_computed_as_if_it_did_not(
     for name in ('llama', 'qwen2', 'gemma', 'mistral'):
         model = build(name)
         for k,v in changes.items(): setattr(model.config, k, v)
-        assert unknown(model) == 'attention to what follows'
+        assert unsupported(model) == 'attention to what follows'
         why = refused(check_answers, model)
         assert not why or 'other probabilities when more text follows' in why
 
@@ -246,7 +246,7 @@ def test_who_computes_it(name, changes, own):
     """The engine computes what it knows exactly; everything else falls back; both are right, for prompts longer than
     any window or scale"""
     model = build(name, **changes)
-    assert bool(unknown(model)) != own
+    assert bool(unsupported(model)) != own
     check_answers(model, [text*2 for text in PROMPTS])
     check_training(model)
 
@@ -265,7 +265,7 @@ def gradients(model, rows, plainly):
     return {k:p.grad for k,p in m.named_parameters() if p.grad is not None}
 
 @pytest.mark.parametrize('name',
-                         [n for n in NAMES if n not in NOT_BUILT and MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[n] in KNOWN]
+                         [n for n in NAMES if n not in NOT_BUILT and MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[n] in SUPPORTED]
                          + ['gemma2', 'gpt2', 'gpt_oss'])
 def test_gradients_are_those_of_plain_transformers(name):
     "Packed or not, lean or not"

@@ -142,4 +142,4 @@ def test_a_disk_that_refuses_leaves_nobody_waiting(tmp_path, spoil):
     with pytest.raises(A3TError, match='cannot write|is not valid JSON'): play()
 
 def test_segments_are_of_a_few_minutes(lm):
-    assert LanguageModel.segment == lm.segment == Journal('x').of(LanguageModel()).segment == 320
+    assert LanguageModel.journal_every == lm.journal_every == Journal('x').of(LanguageModel()).journal_every == 320

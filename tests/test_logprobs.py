@@ -1,7 +1,7 @@
 import random
 import pytest, torch
 from a3t.data import Row
-from a3t.models.logprobs import LoraUpdate, Norm, SiluProduct, TokenLogprobs, lay_out, lean, packs, token_logprobs
+from a3t.models.logprobs import LoraUpdate, Norm, SiluProduct, TokenLogprobs, lay_out, lean, can_pack, token_logprobs
 from a3t.losses import term_weights
 from a3t.models.weights import load_model, quiet, tiny_model
 from a3t.train import lora
@@ -130,7 +130,7 @@ def test_rows_longer_than_the_window_are_read_apart(tmp_path):
     model = load_model(tiny_model(tmp_path/'tiny', sliding_window=16), device='cpu', dtype=torch.float32)[0]
     for n in (16, 40):
         rows = [row([*range(5, n), last]) for last in (1, 2, 3, 4, 5)]
-        assert packs(model, rows) == (n < 17)
+        assert can_pack(model, rows) == (n < 17)
         with torch.no_grad(), quiet():
             logp, which = token_logprobs(model, rows)
             want = [model(torch.tensor([r.input_ids])).logits[0, :-1].log_softmax(-1)[range(n - 5), r.input_ids[1:]]

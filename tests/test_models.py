@@ -511,7 +511,7 @@ def test_sorted_weights_give_the_same_and_leave_no_trace(tiny):
     with torch.no_grad(): want = model(ids).logits
     work = forward.sorted_weights(model)
     assert len(work) == sum(type(l) is torch.nn.Linear for l in model.modules()) > 0
-    with forward.lent(work), torch.inference_mode(): got = model(ids).logits
+    with forward.patched_forwards(work), torch.inference_mode(): got = model(ids).logits
     assert torch.allclose(got, want, atol=.05, rtol=.05)
     assert not any('forward' in vars(l) for l in model.modules())
 
@@ -534,7 +534,7 @@ def test_guesses_save_passes_and_change_nothing(tiny, kind, temperature, monkeyp
     model, tok = tiny(kind)
     prompts = [(text(i, 4) + ' ')*(2 + i) for i in range(5)]
     def run(ahead):
-        monkeypatch.setattr(engine, 'AHEAD', ahead)
+        monkeypatch.setattr(engine, 'MAX_DRAFT', ahead)
         lm = LocalModel(model, tok)
         made = gather([lm.complete(p, max_tokens=20 + i, temperature=temperature, seed=i, stop=('z',) if i == 2 else ())
                        for i,p in enumerate(prompts)])
@@ -552,17 +552,17 @@ def test_right_guesses_save_passes_and_wrong_ones_none(tiny, monkeypatch):
         lm = LocalModel(model, tok)
         made = gather([lm.complete(text(0, 8), max_tokens=40)])[0]
         return made.token_ids, lm.stats['passes']
-    monkeypatch.setattr(engine, 'guess', lambda seen, most: [])
+    monkeypatch.setattr(engine, 'draft', lambda seen, most: [])
     want, passes = run()
     ids = [*encode_segments(tok, text(0, 8)), *want]
-    monkeypatch.setattr(engine, 'guess', lambda seen, most: ids[len(seen):len(seen) + most])
+    monkeypatch.setattr(engine, 'draft', lambda seen, most: ids[len(seen):len(seen) + most])
     assert run() == (want, 2)
-    monkeypatch.setattr(engine, 'guess', lambda seen, most: [(i + 1) % 50 for i in ids[len(seen):len(seen) + most]])
+    monkeypatch.setattr(engine, 'draft', lambda seen, most: [(i + 1) % 50 for i in ids[len(seen):len(seen) + most]])
     assert run() == (want, passes)
 
 def test_what_is_guessed():
     import numpy as np
-    g = lambda seen, most: engine.guess(np.array(seen, np.int32), most)
+    g = lambda seen, most: engine.draft(np.array(seen, np.int32), most)
     # the last time counts
     assert g([7, 1, 2, 3, 8, 9, 4, 1, 2, 3], 2) == [8, 9] and g([1, 2, 3, 5, 1, 2, 3, 6, 1, 2, 3], 1) == [6]
     assert g([1, 2, 3, 4], 2) == g([1, 2, 3, 9, 1, 2, 3], 0) == g([1, 2], 4) == g([], 4) == []
@@ -578,13 +578,13 @@ def test_a_merged_adapter_says_what_the_adapter_says(tiny, tmp_path):
     e, part = lm.engine, forward.Part(0, 0, encode_segments(tok, text(0, 30)), [3, 20])
     e.use(lm.name)
     def logits(work):
-        with forward.lent(work): return forward.forward(e.model, forward.SlotCache(e.model, 1), [part])[0].float()
+        with forward.patched_forwards(work): return forward.forward(e.model, forward.SlotCache(e.model, 1), [part])[0].float()
     plain, merged, base = logits([]), logits(e.sorted[lm.name]), logits(e.sorted[''])
     e.use('')
     effect = (plain - logits(e.sorted[''])).abs().mean()
     assert (plain - base).abs().mean() < .1*effect and (plain - merged).abs().mean() < .1*effect
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='memory is lent by the page on Linux')
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory is patched_forwards by the page on Linux')
 def test_cache_takes_memory_where_it_is_written(tmp_path):
     "One long sequence among many slots costs what it holds itself, not the same for every slot"
     model, _ = weights.load_model(weights.tiny_model(tmp_path/'m', max_position_embeddings=8192), device='cpu',

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from ..core import A3TError
 from .base import Completion, ContextFull, LanguageModel, encode_segments
 from .engine import Engine
-from .forward import longest_text
+from .forward import context_length
 from .slots import Slots, Tree
 
 # %% ../../nbs/models/local.ipynb #320a7ed6
@@ -24,7 +24,7 @@ class LocalModel(LanguageModel):
         context:int=None, # longest sequence, tokens; what the model allows by default
         chunk:int=None, # most prompt tokens in one forward pass, bounds memory: 512 on a CPU, 4,096 on a GPU by default
     ):
-        limit = longest_text(model)
+        limit = context_length(model)
         self.engine, self.name = Engine(model, tokenizer, slots, min(context or limit, limit),
                                         chunk or (512 if model.device.type == 'cpu' else 4096)), ''
 
@@ -33,7 +33,7 @@ class LocalModel(LanguageModel):
                          and self.engine.model.device.type == 'cpu' else 1,
                          doc='In how many processes `gather` may divide its work: on a CPU each core can have its own, '
                              'sharing the weights')
-    segment = property(lambda self: LanguageModel.segment if self.engine.model.device.type == 'cpu' else 4096,
+    journal_every = property(lambda self: LanguageModel.journal_every if self.engine.model.device.type == 'cpu' else 4096,
                        doc='Answers between two points where a `Journal` is written: about four minutes')
     stats = property(lambda self: self.engine.stats)
 
@@ -63,7 +63,7 @@ async def complete(self:LocalModel, prompt, *, stop=(), max_tokens=64, temperatu
     ids = self._tokens(prompt, 1)
     if max_tokens < 1: return Completion('', [], [], len(ids), 'length')
     return await self.engine.ask(ids=ids, adapter=self.name, stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        max_tokens=min(max_tokens, self.engine.context - len(ids)), temperature=temperature, dice=random.Random(seed),
+        max_tokens=min(max_tokens, self.engine.context - len(ids)), temperature=temperature, rng=random.Random(seed),
         constrain=constrain)
 
 # %% ../../nbs/models/local.ipynb #498a5abc

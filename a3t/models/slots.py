@@ -51,12 +51,12 @@ class Request:
     stop:tuple=()
     max_tokens:int=64
     temperature:float=0.
-    dice:object=None         # random.Random
+    rng:object=None         # random.Random
     constrain:object=None
     trees:list=None          # for `score`: candidates, as trees that fit into a batch
     slot:int=None            # the slot that it uses while it runs
     todo:list=None           # tokens to read next
-    rolls:list=field(default_factory=list) # dice that were thrown and not used yet
+    draws:list=field(default_factory=list) # dice that were thrown and not used yet
     generated:list=field(default_factory=list)
     logprobs:list=field(default_factory=list)
 
