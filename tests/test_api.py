@@ -134,7 +134,7 @@ def test_killed_in_mid_run():
         gather([play(), play(), kill()])
     assert p.returncode is not None and 3 <= lm.stats['requests'] < 400
 
-# ---- trouble
+# ---- failures
 
 @pytest.mark.parametrize('trouble',
                          [[500], [502, 503, 504], [529], [(429, {'Retry-After':'0'})], [408], ['cut'], ['garbage'],
@@ -146,7 +146,7 @@ def test_what_passes(trouble):
     assert lm.stats['retries'] == len(trouble) and lm.stats['requests'] == 2
     assert len(toy.requests) == len(trouble) + 1
 
-@pytest.mark.parametrize('trouble,says', [(500, '500'), ('cut', 'the connection broke'), ('garbage', 'no JSON')])
+@pytest.mark.parametrize('trouble,says', [(500, '500'), ('cut', 'the connection broke'), ('garbage', 'not JSON')])
 def test_what_stays(trouble, says):
     with ToyServer(lambda b: MOVE, [trouble]*10) as toy:
         with pytest.raises(A3TError, match=f'{says}.*4 times; look at its log'): complete(model(toy, attempts=4))
@@ -159,7 +159,7 @@ def test_an_answer_without_choices(res):
 
 @pytest.mark.parametrize('status,says',
                          [(400, 'change the request'), (401, 'A3T_API_KEY'), (402, 'money'),
-                          (404, r'ask for a model that it has \(toy\)'), (302, '302')])
+                          (404, r'choose one of its models \(toy\)'), (302, '302')])
 def test_what_is_final(status, says):
     with ToyServer(lambda b: MOVE, [(status, {'Location':'http://127.0.0.1:9/elsewhere'})]*3) as toy:
         with pytest.raises(Refused, match=says): complete(model(toy))
@@ -181,7 +181,7 @@ def test_retry_after_is_obeyed():
         complete(model(toy))
         assert time.monotonic() - start >= .4
     with ToyServer(lambda b: MOVE, [(503, {'Retry-After':'900'})]) as toy:
-        with pytest.raises(A3TError, match='left alone for 900 seconds'): complete(model(toy))
+        with pytest.raises(A3TError, match='asks for a pause of 900 seconds'): complete(model(toy))
     assert len(toy.requests) == 1
 
 def test_a_server_that_hangs():
@@ -275,7 +275,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch, capfd, tmp_pat
         for error in (Refused, A3TError): # the toy server repeats the key in its message
             with pytest.raises(error) as e: complete(lm)
             import traceback
-            assert 'trouble' in str(e.value) and KEY not in ''.join(traceback.format_exception(e.value))
+            assert 'failure' in str(e.value) and KEY not in ''.join(traceback.format_exception(e.value))
         state = {k:v for k,v in vars(lm).items() if k != 'sessions'}
         assert KEY not in repr(lm) + repr(vars(lm)) and KEY.encode() not in pickle.dumps(state)
         assert KEY not in json.dumps(toy.requests[0][1])
@@ -333,7 +333,7 @@ def test_requests_that_make_no_sense():
         lm = model(toy)
         with pytest.raises(A3TError, match='empty'): complete(lm, [''])
         assert complete(lm, max_tokens=0)[0].finish == 'length' and gather([lm.score('x', [])]) == [[]]
-        with pytest.raises(A3TError, match='chat model gives no scores'):
+        with pytest.raises(A3TError, match='chat model returns no scores'):
             gather([ServerModel(f'{toy.url}/chat/completions#toy').score('x', ['y'])])
     assert not toy.requests
 
@@ -365,9 +365,9 @@ PASSING = [(said('', 'error', error=BUSY), 'the provider is gone'),
     (dict(choices=[dict(message='text')]), 'no text'), (dict(choices=['text']), 'no choices'),
     (dict(choices=dict(text='x')), 'no choices'), (dict(choices=[None]), 'no choices'),
     (b'<html><style>p {}</style><h1>502 Bad Gateway</h1></html>', '502 Bad Gateway'),
-    (b'data: {"choices": []}', 'no JSON: data'), (b'{"choices": [{"mess', 'no JSON'), (b'null', 'no choices'),
-    (b'', 'no JSON'),
-    (b'['*100_000, 'no JSON')]
+    (b'data: {"choices": []}', 'not JSON: data'), (b'{"choices": [{"mess', 'not JSON'), (b'null', 'no choices'),
+    (b'', 'not JSON'),
+    (b'['*100_000, 'not JSON')]
 
 class Bytes(ToyServer):
     "Answers that are no JSON go out as they are; /models answers as usual"
@@ -618,8 +618,8 @@ def test_the_setting_server():
     lm = language_model('http://127.0.0.1:1/v1#tiny', slots=7,
                         server=dict(timeout=60, price=[1, 3.], thinking=0, body=dict(top_p=.9, stop=None)))
     assert (lm.limit, lm.timeout, lm.thinking, lm.body) == (7, 60, 0, dict(top_p=.9, stop=None))
-    for bad, says in ((dict(timeuot=3), 'timeuot is unknown in the setting server .did you mean timeout.*fields of the '
-                                        'request itself belong into body'), (dict(top_p=.9), 'belong into body'),
+    for bad, says in ((dict(timeuot=3), 'timeuot is unknown in the setting server .did you mean timeout.*put fields of the '
+                                        'request itself into body'), (dict(top_p=.9), 'itself into body'),
                       (dict(timeout='long'), "timeout = 'long'"), (dict(limit=0), 'limit = 0'),
                       (dict(limit=2.5), 'limit'), (dict(attempts=True), 'attempts'), (dict(price=3), 'price'),
                       (dict(price=['a', 1]), 'price'),

@@ -48,8 +48,8 @@ def thought_too_long(
 )->A3TError: # for the caller to raise
     "The error of a thought that leaves no room for an answer"
     more = max(4*tokens, 2048)
-    return A3TError(f'the model gave no answer within {tokens} tokens of thought: raise thinking in the setting server, '
-                    f"such as server = {{'thinking': {more}}}, or use a model that does not think")
+    return A3TError(f'the model gave no answer within {tokens} tokens of thought: raise thinking in the setting '
+                    f"server, such as server = {{'thinking': {more}}}, or use a model that does not think")
 
 def closing_tag(
     tag:str, # opening tag of a thought
