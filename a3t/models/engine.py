@@ -13,11 +13,13 @@ import numpy as np, torch
 from fastcore.basics import patch
 from ..core import A3TError, file_hash
 from .base import Completion, cut_at_stop, decode_after, encode_segments
-from .forward import (
-    Part, SlotCache, check_gap, forward, patched_forwards, one_line, plain_logprobs, sorted_weights, text_config, unsupported)
+from a3t.models.forward import (
+    Part, SlotCache, check_gap, forward, one_line, patched_forwards, plain_logprobs, sorted_weights, text_config,
+    unsupported)
 from .slots import Request, Slots, pick_tokens
-from .weights import (
-    adapter_config, changes_weights, adapter_errors, has_adapter, plain_lora, apply_adapter, quiet, clone_model, unpack_4bit)
+from a3t.models.weights import (
+    adapter_config, adapter_errors, apply_adapter, changes_weights, clone_model, has_adapter, plain_lora, quiet,
+    unpack_4bit)
 
 # %% ../../nbs/models/engine.ipynb #197036e5
 class Engine:

@@ -16,7 +16,9 @@ from ..core import A3TError, data_folder, make_folder
 from .base import toy_tokenizer
 from .network import check_network
 from ..settings import check_device
-os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
+
+# %% ../../nbs/models/weights.ipynb #wtstelem
+os.environ['HF_HUB_DISABLE_TELEMETRY'] = os.environ.get('HF_HUB_DISABLE_TELEMETRY', '1')
 
 # %% ../../nbs/models/weights.ipynb #ca832954
 @contextlib.contextmanager
