@@ -17,7 +17,7 @@ def model(request, tmp_path_factory):
                       dtype=torch.float32)[0]
 
 def family(seed, n=6, vocabulary=200):
-    "Random rows that branch from each other: also equal ones, and ones that are the beginning of another"
+    "Random rows that branch from each other, some equal, some a prefix of another"
     rng = random.Random(seed)
     rows = [[rng.randrange(vocabulary) for _ in range(60)]]
     while len(rows) < n:
@@ -63,7 +63,7 @@ def gradients(model, rows, groups, attention=None):
     return sum(losses), res
 
 @pytest.mark.parametrize('seed', range(3))
-def test_shared_beginnings_give_the_gradient_of_separate_rows(model, seed):
+def test_shared_prefixes_give_the_gradient_of_separate_rows(model, seed):
     rows = family(seed)
     a, ga = gradients(model, rows, [list(range(len(rows)))])
     b, gb = gradients(model, rows, [[i] for i in range(len(rows))])
@@ -126,7 +126,7 @@ def test_lean_leaves_no_trace(model):
     m.unload()
 
 def test_rows_longer_than_the_window_are_read_apart(tmp_path):
-    "Up to the window they share their beginnings; beyond it the model itself says what is right"
+    "Up to the window rows share prefixes; beyond it they are read one by one"
     model = load_model(tiny_model(tmp_path/'tiny', sliding_window=16), device='cpu', dtype=torch.float32)[0]
     for n in (16, 40):
         rows = [row([*range(5, n), last]) for last in (1, 2, 3, 4, 5)]

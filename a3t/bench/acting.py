@@ -254,7 +254,8 @@ def profile_pass(
     cache, work, spent = SlotCache(model, requests), sorted_weights(model), {}
     cache.reserve(seen + 1)
     def once():
-        with patched_forwards(work): out = forward(model, cache, [Part(s, seen, [1000 + s], [0]) for s in range(requests)])
+        parts = [Part(s, seen, [1000 + s], [0]) for s in range(requests)]
+        with patched_forwards(work): out = forward(model, cache, parts)
         pick_tokens(torch.cat([out[s] for s in range(requests)]), [0.]*requests, [0.]*requests, [None]*requests)
     for _ in range(3): once()
     start = time.perf_counter()

@@ -173,8 +173,8 @@ def can_pack(
     "May these rows share their prefixes?"
     if unsupported(model): return False
     config = model.config
-    if any(getattr(config, k, None) not in (None, 1, 1.) for k in LOGIT_SETTINGS) or getattr(config, 'attention_dropout', 0):
-        return False
+    if any(getattr(config, k, None) not in (None, 1, 1.) for k in LOGIT_SETTINGS): return False
+    if getattr(config, 'attention_dropout', 0): return False
     return max(map(len, rows)) <= min(windows(config), default=math.inf)
 
 def separate_logprobs(
