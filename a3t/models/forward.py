@@ -30,6 +30,7 @@ def lazy_zeros(
     pages.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
+# %% ../../nbs/models/forward.ipynb #fwdslotc
 class SlotCache:
     "Keys and values of many token sequences: for each layer (slots, key-value heads, room, head size)"
     def __init__(self,
@@ -166,6 +167,7 @@ def attend_shared_prefix(
     return torch.lerp(out.float(), as_query(common).float(),
                       torch.sigmoid(as_query(its_norm) - norm[...,None])).to(query.dtype)
 
+# %% ../../nbs/models/forward.ipynb #fwdsingl
 def attend_singles(
     batch:Packed, # the batch
     query, # (1, heads, tokens, head size)
