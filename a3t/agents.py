@@ -15,7 +15,7 @@ from functools import lru_cache
 from fastcore.basics import patch
 from .core import A3TError, Step, Trajectory, seed_for
 from .models.base import ContextFull, gather
-from .models.thoughts import check_room, past_thoughts
+from .models.thoughts import check_not_cut, past_thoughts
 from .prompts import ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, parse_step, segments
 
 # %% ../nbs/method/03_agents.ipynb #d1d0d264
@@ -28,7 +28,7 @@ async def _complete(lm, prompt, shared, **kwargs):
     "An answer that the context did not cut; an `A3TError` where even the part that all episodes share does not fit"
     try:
         out = await past_thoughts(lm, prompt, **kwargs)
-        check_room(out, kwargs['max_tokens'])
+        check_not_cut(out, kwargs['max_tokens'])
         return out
     except ContextFull as full:
         try: await lm.complete(shared, max_tokens=1)

@@ -21,7 +21,7 @@ from .core import A3TError, file_hash, read_json, seed_for, write_atomic, write_
 from .data import Row
 from .losses import term_weights
 from .models.forward import attention, check_causal, one_line, text_config
-from .models.logprobs import lean, packs
+from .models.logprobs import lean, can_pack
 from .models.weights import best_dtype, load_model, quiet, unpack_4bit
 from .training.batches import Batches, PolicyTrainer, threads
 from .training.log import StepLog, average_adapters, checkpoints, ends_epoch, read_log, save_adapter
@@ -67,7 +67,7 @@ PAPER_LATER_EPOCHS = 6 # rounds 1, 2, 3
 # %% ../nbs/method/09_train.ipynb #a49b8d90
 def _packed(model, rows, divide):
     "May these rows share their beginnings? If not, can the model be trained row by row?"
-    if packs(model, rows): return True
+    if can_pack(model, rows): return True
     if divide:
         raise A3TError(f'{type(model).__name__} is trained row by row, which its divided weights do not allow: train '
                        f'without --use_fsdp')

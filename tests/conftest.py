@@ -1,4 +1,4 @@
-"A small project to run things in: its own settings and data, the notebooks of this one"
+"Fixtures: a tiny model, a small project with its own settings and data, a headless browser"
 import os, shutil, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,7 @@ class Project:
 LONGEST = ('test_frame.py', 'test_webshop.py', 'test_cluster.py', 'test_models.py') # minutes each
 
 def pytest_collection_modifyitems(items):
-    "The longest files first, so that two processes end together"
+    "Run the longest files first, so that two processes end together"
     items.sort(key=lambda i: LONGEST.index(i.path.name) if i.path.name in LONGEST else len(LONGEST))
 
 @pytest.fixture(scope='module')
@@ -61,7 +61,7 @@ def browser():
     b.close()
 
 def one_line_error(p, contains):
-    "The command failed with exactly one line, which says what is wrong"
+    "Assert that a command failed with exactly one line of error; return it"
     lines = p.stderr.strip().split('\n')
     assert p.returncode == 1, (p.returncode, p.stdout, p.stderr)
     assert len(lines) == 1 and lines[0].startswith('a3t: ') and contains in lines[0], p.stderr

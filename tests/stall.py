@@ -1,4 +1,4 @@
-"A market stall with WebShop's pages, for tests: three products, one of them hostile"
+"A tiny shop with WebShop's pages, for tests: three products, one of them hostile"
 import re
 
 from a3t.core import A3TError

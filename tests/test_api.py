@@ -5,7 +5,9 @@ from a3t.compose import compose_all
 from a3t.core import A3TError
 from a3t.settings import load_settings
 from a3t.envs.base import load
-from a3t.models.server import Refused, ServerModel, proxy_for
+from a3t.models.network import proxy_for
+from a3t.models.responses import Refused
+from a3t.models.server import ServerModel
 from a3t.models.toyserver import ToyServer
 from a3t.models.address import api_key, split_address
 from a3t.models.api import language_model, load_tokenizer, model_arguments, read_choice, without_echo
@@ -64,7 +66,7 @@ def llama():
 PROMPTS = ['The capital of France is', 'Once upon a time, in a small kitchen,', '1, 2, 3, 4,',
            'A list of fruits:\n- apple\n-', 'You are in a room. On the desk 1, you see a mug 1. > ']
 
-def test_server_says_what_the_local_model_says(llama):
+def test_a_server_answers_like_the_local_model(llama):
     "llama.cpp computes with 8-bit activations, we in fp32: the same up to that"
     lm, local = language_model(f'{llama}#smollm2-135m'), LocalModel(*load_model('smollm2-135m', device='cpu',
                                                                                 dtype=torch.float32))
@@ -133,20 +135,20 @@ def test_killed_in_mid_run():
         gather([play(), play(), kill()])
     assert p.returncode is not None and 3 <= lm.stats['requests'] < 400
 
-# ---- trouble
+# ---- failures
 
 @pytest.mark.parametrize('trouble',
                          [[500], [502, 503, 504], [529], [(429, {'Retry-After':'0'})], [408], ['cut'], ['garbage'],
                           ['cut', 500, 'garbage', 429]])
-def test_what_passes(trouble):
+def test_failures_that_pass(trouble):
     with ToyServer(lambda b: MOVE, trouble) as toy:
         lm = model(toy)
         assert complete(lm)[0].text == MOVE
     assert lm.stats['retries'] == len(trouble) and lm.stats['requests'] == 2
     assert len(toy.requests) == len(trouble) + 1
 
-@pytest.mark.parametrize('trouble,says', [(500, '500'), ('cut', 'the connection broke'), ('garbage', 'no JSON')])
-def test_what_stays(trouble, says):
+@pytest.mark.parametrize('trouble,says', [(500, '500'), ('cut', 'the connection broke'), ('garbage', 'not JSON')])
+def test_failures_that_stay(trouble, says):
     with ToyServer(lambda b: MOVE, [trouble]*10) as toy:
         with pytest.raises(A3TError, match=f'{says}.*4 times; look at its log'): complete(model(toy, attempts=4))
     assert len(toy.requests) == 4
@@ -158,8 +160,8 @@ def test_an_answer_without_choices(res):
 
 @pytest.mark.parametrize('status,says',
                          [(400, 'change the request'), (401, 'A3T_API_KEY'), (402, 'money'),
-                          (404, r'ask for a model that it has \(toy\)'), (302, '302')])
-def test_what_is_final(status, says):
+                          (404, r'choose one of its models \(toy\)'), (302, '302')])
+def test_final_failures(status, says):
     with ToyServer(lambda b: MOVE, [(status, {'Location':'http://127.0.0.1:9/elsewhere'})]*3) as toy:
         with pytest.raises(Refused, match=says): complete(model(toy))
     assert len(toy.requests) == 1
@@ -180,7 +182,7 @@ def test_retry_after_is_obeyed():
         complete(model(toy))
         assert time.monotonic() - start >= .4
     with ToyServer(lambda b: MOVE, [(503, {'Retry-After':'900'})]) as toy:
-        with pytest.raises(A3TError, match='left alone for 900 seconds'): complete(model(toy))
+        with pytest.raises(A3TError, match='asks for a pause of 900 seconds'): complete(model(toy))
     assert len(toy.requests) == 1
 
 def test_a_server_that_hangs():
@@ -191,14 +193,14 @@ def test_a_server_that_hangs():
             complete(model(toy, timeout=.2, attempts=2))
         assert time.monotonic() - start < 3
 
-def test_a_dead_server_is_known_at_once():
+def test_a_dead_server_fails_at_once():
     with ToyServer(lambda b: MOVE) as toy: pass
     start = time.monotonic()
     with pytest.raises(A3TError, match='nobody answers there'): complete(model(toy, pause=10.))
     assert time.monotonic() - start < 3
 
 def test_a_server_that_comes_back():
-    "Nobody listens at its port for a while, then somebody does again"
+    "The port is closed for a while, then open again"
     with ToyServer(lambda b: MOVE) as toy:
         lm = model(toy, pause=.05, patience=.2, attempts=400)
         complete(lm)
@@ -211,26 +213,26 @@ def test_a_server_that_comes_back():
     assert lm.stats['retries'] > 0
 
 def test_a_broken_server_ends_the_run_and_loses_no_episode():
-    "No trajectory is made up: the error comes out of rollout"
+    "The error leaves rollout; no trajectory is invented"
     env = load(max_steps=6)
     with ToyServer(lambda b: MOVE, ['']*5 + [500]*100) as toy:
         with pytest.raises(A3TError, match='it answers 500'):
             rollout(lambda: load(max_steps=6), env.tasks('train')[:4], ReAct(model(toy, attempts=2)))
 
-# ---- limits, loops, money
+# ---- limits, event loops, accounting
 
 def test_limit():
     for limit in (3, 12):
         now, most, lock, together = [0], [0], threading.Lock(), threading.Barrier(limit, timeout=60)
         def slow(body):
             with lock: now[0] += 1; most[0] = max(most[0], now[0])
-            together.wait() # as many as may be there at once, no fewer
+            together.wait() # exactly as many as the limit allows
             with lock: now[0] -= 1
             return MOVE
         with ToyServer(slow) as toy: complete(model(toy, limit=limit), ['Task']*12)
         assert most[0] == limit
 
-def test_who_waits_for_another_attempt_holds_nobody_up():
+def test_a_request_that_waits_for_a_retry_delays_no_other():
     with ToyServer(lambda b: MOVE, [(429, {'Retry-After':'0.5'})]) as toy:
         lm, ends = model(toy, limit=1), []
         async def one(i):
@@ -244,7 +246,7 @@ def test_loops_come_and_go():
         warnings.simplefilter('error')
         lm = model(toy)
         for _ in range(3): complete(lm, ['Task']*4)
-        async def inside(): return complete(lm) # a loop in a thread of its own beside a running one
+        async def inside(): return complete(lm) # a loop in its own thread, beside a running loop
         asyncio.run(inside())
         assert len(lm.sessions) == 1
         gc.collect()
@@ -274,7 +276,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch, capfd, tmp_pat
         for error in (Refused, A3TError): # the toy server repeats the key in its message
             with pytest.raises(error) as e: complete(lm)
             import traceback
-            assert 'trouble' in str(e.value) and KEY not in ''.join(traceback.format_exception(e.value))
+            assert 'failure' in str(e.value) and KEY not in ''.join(traceback.format_exception(e.value))
         state = {k:v for k,v in vars(lm).items() if k != 'sessions'}
         assert KEY not in repr(lm) + repr(vars(lm)) and KEY.encode() not in pickle.dumps(state)
         assert KEY not in json.dumps(toy.requests[0][1])
@@ -303,7 +305,7 @@ def test_choices():
     assert read_choice(dict(vllm, stop_reason='\n'), ('\n',)) == ('go', [5, 6], [-1., -2.], 'stop')
     assert read_choice(dict(vllm, stop_reason=None), ('\n',)) == ('go', [5, 6], [-1., -2.], 'end')
     assert read_choice(dict(vllm, finish_reason='length'), ('\n',))[3] == 'length'
-    # a server that knows no stop strings
+    # a server without stop strings
     assert read_choice(dict(text='go\nand on', finish_reason='length'), ('\n',)) == ('go', [], [], 'stop')
     assert read_choice(dict(text=None, finish_reason='stop'), ()) == ('', [], [], 'end')
 
@@ -327,12 +329,12 @@ def test_which_model():
     for bad in ('ftp://host/v1#m', 'http:///v1#m'):
         with pytest.raises(A3TError, match='begins with http'): split_address(bad)
 
-def test_requests_that_make_no_sense():
+def test_invalid_requests():
     with ToyServer(lambda b: MOVE) as toy:
         lm = model(toy)
         with pytest.raises(A3TError, match='empty'): complete(lm, [''])
         assert complete(lm, max_tokens=0)[0].finish == 'length' and gather([lm.score('x', [])]) == [[]]
-        with pytest.raises(A3TError, match='chat model gives no scores'):
+        with pytest.raises(A3TError, match='chat model returns no scores'):
             gather([ServerModel(f'{toy.url}/chat/completions#toy').score('x', ['y'])])
     assert not toy.requests
 
@@ -364,18 +366,18 @@ PASSING = [(said('', 'error', error=BUSY), 'the provider is gone'),
     (dict(choices=[dict(message='text')]), 'no text'), (dict(choices=['text']), 'no choices'),
     (dict(choices=dict(text='x')), 'no choices'), (dict(choices=[None]), 'no choices'),
     (b'<html><style>p {}</style><h1>502 Bad Gateway</h1></html>', '502 Bad Gateway'),
-    (b'data: {"choices": []}', 'no JSON: data'), (b'{"choices": [{"mess', 'no JSON'), (b'null', 'no choices'),
-    (b'', 'no JSON'),
-    (b'['*100_000, 'no JSON')]
+    (b'data: {"choices": []}', 'not JSON: data'), (b'{"choices": [{"mess', 'not JSON'), (b'null', 'no choices'),
+    (b'', 'not JSON'),
+    (b'['*100_000, 'not JSON')]
 
 class Bytes(ToyServer):
-    "Answers that are no JSON go out as they are; /models answers as usual"
+    "Answers may be raw bytes; /models answers as usual"
     def handle(self, handler, body):
         self.requests.append((handler.path, body, dict(handler.headers)))
         self.send(handler, 200, self.answer(body))
 
 @pytest.mark.parametrize('res,words', PASSING)
-def test_a_failure_inside_an_answer_passes_or_is_told(res, words):
+def test_a_failure_inside_an_answer_passes_or_is_reported(res, words):
     answers = iter([res, res, said('act[look]')])
     with Bytes(lambda b: next(answers)) as toy: assert complete(lm := chat(toy), stop=('\n',))[0].text == 'act[look]'
     assert lm.stats['retries'] == 2
@@ -488,26 +490,26 @@ FORMS = [f'<think>{THOUGHT}</think>\n\nact[look]', f'<think>\n{THOUGHT}</think>a
     f'<think>{THOUGHT}</think><think>{THOUGHT}</think>act[look]',
     f'<|begin_of_thought|>{THOUGHT}<|end_of_thought|>act[look]']
 
-def generated(whole, body):
+def generated(full, body):
     "What a server makes of a text: it ends at a stop string or after max_tokens letters"
-    at = [i for i in (whole.find(s) for s in body.get('stop') or []) if i >= 0] + [body['max_tokens']]
-    return whole[:min(at)], 'length' if min(at) == body['max_tokens'] < len(whole) else 'stop'
+    at = [i for i in (full.find(s) for s in body.get('stop') or []) if i >= 0] + [body['max_tokens']]
+    return full[:min(at)], 'length' if min(at) == body['max_tokens'] < len(full) else 'stop'
 
-def thinking_chat(whole):
+def thinking_chat(full):
     def answer(body):
-        text, end = generated(whole, body)
+        text, end = generated(full, body)
         return dict(choices=[dict(message=dict(content=text), finish_reason=end)],
                     usage=dict(completion_tokens=len(text)))
     return answer
 
-@pytest.mark.parametrize('whole', FORMS)
-def test_a_thought_is_not_the_action(whole):
+@pytest.mark.parametrize('full', FORMS)
+def test_a_thought_is_not_the_action(full):
     for most in (8, 64):
-        with ToyServer(thinking_chat(whole)) as toy:
+        with ToyServer(thinking_chat(full)) as toy:
             c, = complete(lm := chat(toy), max_tokens=most, stop=('\n',))
             assert c.text.strip() == 'act[look]' and lm.facts['thinks']
             assert [s.action for t in play(toy, lm) for s in t.steps] == ['look']*6
-    assert without_thoughts(whole)[0].strip().startswith('act[look]')
+    assert without_thoughts(full)[0].strip().startswith('act[look]')
 
 def test_a_thought_beside_the_answer():
     for field in ('reasoning_content', 'reasoning', 'reasoning_details', 'thinking'):
@@ -516,23 +518,23 @@ def test_a_thought_beside_the_answer():
                         'stop' if body['max_tokens'] > 1000 else 'length', message={field:THOUGHT})
         with ToyServer(answer) as toy: assert [s.action for t in play(toy, chat(toy)) for s in t.steps] == ['look']*6
 
-def test_who_does_not_think_is_asked_as_before():
-    for whole in ('act[look]', 'act[look]\n' + 'You see a desk. '*20, 'think[I need <b>it</b>.] act[look]'):
-        def answer(body): return 'White.' if 'snow' in str(body) else thinking_chat(whole)(body)
+def test_a_model_that_does_not_think_is_asked_as_before():
+    for full in ('act[look]', 'act[look]\n' + 'You see a desk. '*20, 'think[I need <b>it</b>.] act[look]'):
+        def answer(body): return 'White.' if 'snow' in str(body) else thinking_chat(full)(body)
         with ToyServer(answer) as toy:
             done = play(toy, lm := chat(toy))
             bodies = [b for _,b,_ in toy.requests]
         assert [s.action for t in done for s in t.steps] == ['look']*6 and lm.facts['thinks'] is False
         assert bodies[-1]['stop'] == ['\n'] and bodies[-1]['max_tokens'] == 64 and sum('snow' in str(b)
-            for b in bodies) == (len(whole) > 64)
+            for b in bodies) == (len(full) > 64)
 
-@pytest.mark.parametrize('whole',
+@pytest.mark.parametrize('full',
                          ['<think>' + THOUGHT*200, THOUGHT*200 + '</think>act[look]',
                           '<|channel|>analysis<|message|>' + THOUGHT*200])
-def test_a_thought_without_end_says_what_to_raise(whole):
+def test_a_thought_without_end_names_the_setting_to_raise(full):
     for thinking in (0, 100):
-        with ToyServer(thinking_chat(whole)) as toy:
-            if not thinking and whole[0] != '<': continue # nothing shows it
+        with ToyServer(thinking_chat(full)) as toy:
+            if not thinking and full[0] != '<': continue # nothing shows it
             with pytest.raises(A3TError, match=r"raise thinking in the setting server, such as server = \{'thinking'"):
                 complete(chat(toy, thinking=thinking), stop=('\n',))
         assert len(toy.requests) < 4
@@ -542,10 +544,10 @@ def test_a_thought_without_end_says_what_to_raise(whole):
 def test_a_text_model_that_thinks():
     def answer(body):
         prompt = body['prompt']
-        whole = ('think[A mug!] act[look]\nYou see' if prompt.endswith('</think>\n\n')
+        full = ('think[A mug!] act[look]\nYou see' if prompt.endswith('</think>\n\n')
                  else 'A mug.\nWhere?\n</think>\nact[no]' if prompt.endswith('<think>\n')
                  else '<think>\nA mug.\nWhere?\n</think>')
-        text, end = generated(whole, body)
+        text, end = generated(full, body)
         return dict(choices=[dict(text=text, finish_reason=end)], usage=dict(completion_tokens=len(text)))
     with ToyServer(answer) as toy:
         done = play(toy, model(toy))
@@ -582,7 +584,7 @@ def test_a_server_on_this_machine_needs_no_proxy(no_proxies, monkeypatch, name, 
     with pytest.raises(A3TError, match='nobody answers there'): complete(ServerModel('https://127.0.0.1:1/v1#m'))
 
 @pytest.mark.parametrize('name,value', PROXIES + CERTIFICATES)
-def test_a_variable_that_cannot_be_used_is_named(no_proxies, monkeypatch, name, value):
+def test_an_unusable_variable_is_named(no_proxies, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(A3TError) as e: complete(ServerModel('https://models.invalid/v1#m', attempts=1))
     said = str(e.value)
@@ -607,7 +609,7 @@ def test_which_proxy(no_proxies, monkeypatch):
 @pytest.mark.parametrize('address',
                          ['http://h:port/v1#m', 'http://h:99999/v1#m', 'http://[::1/v1#m', 'http://h:-1/v1',
                           'http://xn--a/v1', 'http://me:secret@h:port/v1', 'http://é..é/v1', 'http://:80/v1'])
-def test_addresses_that_make_no_sense(address):
+def test_invalid_addresses(address):
     with pytest.raises(A3TError, match='begins with http://') as e: ServerModel(address)
     assert 'secret' not in str(e.value)
 
@@ -617,8 +619,8 @@ def test_the_setting_server():
     lm = language_model('http://127.0.0.1:1/v1#tiny', slots=7,
                         server=dict(timeout=60, price=[1, 3.], thinking=0, body=dict(top_p=.9, stop=None)))
     assert (lm.limit, lm.timeout, lm.thinking, lm.body) == (7, 60, 0, dict(top_p=.9, stop=None))
-    for bad, says in ((dict(timeuot=3), 'timeuot is unknown in the setting server .did you mean timeout.*fields of the '
-                                        'request itself belong into body'), (dict(top_p=.9), 'belong into body'),
+    for bad, says in ((dict(timeuot=3), 'timeuot is unknown in the setting server .did you mean timeout.*put fields '
+                                        'of the request itself into body'), (dict(top_p=.9), 'itself into body'),
                       (dict(timeout='long'), "timeout = 'long'"), (dict(limit=0), 'limit = 0'),
                       (dict(limit=2.5), 'limit'), (dict(attempts=True), 'attempts'), (dict(price=3), 'price'),
                       (dict(price=['a', 1]), 'price'),
@@ -713,8 +715,8 @@ TOO_LONG = "This model's maximum context length is 4096 tokens. However, you req
     (200, said('', 'model_context_window_exceeded')), (200, said('act[lo', 'context_length_exceeded')),
     (500, dict(error=dict(code=500, message='Context size has been exceeded.'))),
     (200, dict(choices=[dict(text='', finish_reason='error', error=TOO_LONG)]))])
-def test_a_full_context_is_told_in_many_ways(status, res):
-    "Within HTTP 200, as a server's own failure, or as the end of an answer: it is never asked again"
+def test_a_full_context_is_reported_in_many_ways(status, res):
+    "With status 200, as a failure of the server, or as a finish reason: never retried"
     class Toy(ToyServer):
         def handle(self, handler, body):
             self.requests.append(body)
@@ -751,14 +753,14 @@ def test_the_hub_is_asked_only_where_it_answers(monkeypatch):
     asked = []
     monkeypatch.setattr('transformers.AutoTokenizer.from_pretrained', lambda name, local_files_only: asked.append(
         local_files_only) or (_ for _ in ()).throw(OSError('not there')))
-    monkeypatch.setattr(api, 'hub_answers', lambda: False)
+    monkeypatch.setattr(api, 'hub_reachable', lambda: False)
     assert load_tokenizer('http://127.0.0.1:9/v1#no/such-model') is None and asked == [True]
-    monkeypatch.setattr(api, 'hub_answers', lambda: True)
+    monkeypatch.setattr(api, 'hub_reachable', lambda: True)
     assert load_tokenizer('http://127.0.0.1:9/v1#no/such-model') is None and asked == [True, True, False]
 
 @pytest.mark.slow
 def test_a_round_explores_with_a_hosted_model_alone(tmp_path, monkeypatch):
-    "Its tokenizer is not on this machine: tokens are not counted, and the stage ends well"
+    "Its tokenizer is not on this machine: the stage succeeds without counting tokens"
     from a3t.core import read_json
     from a3t.runs.folders import open_run
     from a3t.runs.executor import run_stage

@@ -9,7 +9,7 @@ from a3t.core import A3TError
 from a3t.data import Row
 from a3t.models.logprobs import lean, token_logprobs
 from a3t.models.base import encode_segments, gather, toy_tokenizer
-from a3t.models.forward import KNOWN, unknown
+from a3t.models.forward import SUPPORTED, unsupported
 from a3t.models.local import LocalModel
 from a3t.models.weights import quiet
 from a3t.train import lora, train
@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 
 ENCODERS = ('bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta '
             'roberta-prelayernorm roc_bert '
-            # their tokens see what follows, unless is_decoder is set
+            # their tokens attend to what follows, unless is_decoder is set
             'roformer xlm-roberta xlm-roberta-xl reformer').split()
 NAMES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 TOKENIZER = toy_tokenizer()
@@ -128,13 +128,13 @@ def default(cls):
     "A configuration with its own default values"
     return cls()
 
-# what cannot be built tiny, and why
+# architectures that cannot be built tiny, and why
 NOT_BUILT = dict(
     dots3_note='adapter_in_dim', gemma3n='timm', gemma4_assistant='hidden_size_per_layer_input',
     gemma4_unified_assistant='layer types',
     musicgen='dropout', musicgen_melody='dropout',
 )
-# what is refused, and a word of the reason
+# refused architectures, and a word of the reason
 REFUSED = dict(
     **dict.fromkeys('axk2 deepseek_v32 deepseek_v4 dots3_note_text glm_moe_dsa hy_v4'.split(), 'index_topk'),
     **dict.fromkeys(('camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod xlm xlnet '
@@ -161,7 +161,7 @@ def plain(model, ids):
     return logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]
 
 def check_answers(model, prompts=PROMPTS):
-    "Prompts of different lengths, answered together, get what each gets alone; the cache is used the second time"
+    "A batch of prompts gets the answers of each prompt alone; the second time from the cache"
     lm = LocalModel(model, TOKENIZER, slots=8)
     want = [greedy(model, p) for p in prompts]
     for _ in range(2):
@@ -181,14 +181,14 @@ ROWS = [Row(tuple(r), (False,) + tuple(i % 3 > 0 for i in range(1, len(r))), 1.,
         for r in ([*range(5, 45)], [*range(5, 35), *range(60, 75)], [7, 9, 11, 13, 15])]
 
 def check_training(model):
-    "Rows that share a beginning get the log-probabilities of a plain forward pass"
+    "Rows with a shared prefix get the log-probabilities of a plain forward pass"
     with torch.no_grad(), quiet(): logp, which = token_logprobs(model, ROWS)
     want = [plain(model, list(r.input_ids))[[t - 1 for t,m in enumerate(r.loss_mask) if m]] for r in ROWS]
     assert torch.allclose(logp, torch.cat(want), atol=1e-3)
     assert which.tolist() == [i for i,w in enumerate(want) for _ in w]
 
 def refused(f, *args):
-    "The one line with which something was refused; '' if it was not"
+    "The error of a refused call, one line; '' if it succeeded"
     try: f(*args)
     except A3TError as e:
         assert len(str(e).splitlines()) == 1
@@ -203,23 +203,23 @@ def test_equal_or_refused(name):
     if not why: assert not refused(check_training, model)
 
 def test_how_many_are_built():
-    "Those that cannot be built are listed with the reason, and there are few of them"
+    "The few that cannot be built are listed with the reason"
     assert set(NOT_BUILT) < set(NAMES) and len(NAMES) - len(NOT_BUILT) >= 180
     for name, reason in NOT_BUILT.items():
         with pytest.raises(Exception, match=reason): build(name)
 
 @pytest.mark.parametrize('name', ['bert', 'electra', 'roformer'])
-def test_a_model_whose_tokens_see_what_follows_is_refused(name, tmp_path):
+def test_a_bidirectional_model_is_refused(name, tmp_path):
     model = build(name, is_decoder=False)
     assert 'other probabilities when more text follows' in refused(LocalModel, model, TOKENIZER)
     assert 'other probabilities when more text follows' in refused(train, model, TOKENIZER, ROWS, tmp_path)
 
 @pytest.mark.parametrize('changes', [dict(is_causal=False), dict(use_bidirectional_attention=True)])
-def test_a_known_architecture_that_looks_ahead_is_not_computed_as_if_it_did_not(changes):
+def test_a_supported_architecture_that_looks_ahead_falls_back(changes):
     for name in ('llama', 'qwen2', 'gemma', 'mistral'):
         model = build(name)
         for k,v in changes.items(): setattr(model.config, k, v)
-        assert unknown(model) == 'attention to what follows'
+        assert unsupported(model) == 'attention to what follows'
         why = refused(check_answers, model)
         assert not why or 'other probabilities when more text follows' in why
 
@@ -242,11 +242,10 @@ LONGROPE = dict(rope_type='longrope', rope_theta=1e4, short_factor=[1.]*4, long_
     ('llama', dict(rope_parameters=dict(rope_type='yarn', factor=4., rope_theta=1e4,
                                         original_max_position_embeddings=32)), True),
 ], ids=str)
-def test_who_computes_it(name, changes, own):
-    """The engine computes what it knows exactly; everything else falls back; both are right, for prompts longer than
-    any window or scale"""
+def test_the_engine_or_the_fallback(name, changes, own):
+    "Both the engine and the fallback are right, for prompts longer than any window or scale"
     model = build(name, **changes)
-    assert bool(unknown(model)) != own
+    assert bool(unsupported(model)) != own
     check_answers(model, [text*2 for text in PROMPTS])
     check_training(model)
 
@@ -265,7 +264,7 @@ def gradients(model, rows, plainly):
     return {k:p.grad for k,p in m.named_parameters() if p.grad is not None}
 
 @pytest.mark.parametrize('name',
-                         [n for n in NAMES if n not in NOT_BUILT and MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[n] in KNOWN]
+                         [n for n in NAMES if n not in NOT_BUILT and MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[n] in SUPPORTED]
                          + ['gemma2', 'gpt2', 'gpt_oss'])
 def test_gradients_are_those_of_plain_transformers(name):
     "Packed or not, lean or not"
@@ -275,7 +274,7 @@ def test_gradients_are_those_of_plain_transformers(name):
     for k in a: torch.testing.assert_close(a[k], b[k], atol=1e-4*b[k].abs().max().item() + 1e-6, rtol=1e-3)
 
 def test_training_a_model_that_falls_back(tmp_path):
-    "GPT-2 learns its rows; what does not fit is said in one line"
+    "GPT-2 learns its rows; misfits are refused in one line"
     model = build('gpt2', resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.)
     made = train(model, TOKENIZER, ROWS, tmp_path/'a', epochs=4, learning_rate=1e-2, batch_size=2,
                  target_modules='all-linear')
@@ -285,4 +284,4 @@ def test_training_a_model_that_falls_back(tmp_path):
     base, learned = (gather([v.score('go', ['to desk 1'])]) for v in (lm, tuned))
     assert base != learned and gather([lm.score('go', ['to desk 1'])]) == base
     assert 'target_modules' in refused(lambda: train(model, TOKENIZER, ROWS, tmp_path/'b'))
-    assert 'reads 256' in refused(lambda: token_logprobs(model, [Row((5,)*300, (False,) + (True,)*299, 1., 't', True)]))
+    assert 'reads only 256' in refused(lambda: token_logprobs(model, [Row((5,)*300, (False,) + (True,)*299, 1., 't', True)]))

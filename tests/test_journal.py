@@ -1,4 +1,4 @@
-"A wave that is killed: what the model had answered stays, and the result is the same to the byte"
+"A killed wave: saved answers stay, and the resumed result is identical to the byte"
 import os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 TASKS = ToyHouse().tasks('train')[:8]
 
 class Counting:
-    "A model that counts what it is asked"
+    "A model that counts its requests"
     def __init__(self, lm): self.lm, self.calls = lm, 0
     def __getattr__(self, name): return getattr(self.lm, name)
     async def complete(self, *args, **kw):
@@ -25,7 +25,7 @@ class Counting:
         return await self.lm.complete(*args, **kw)
 
 def composed(lm, folder, answers=15, on_call=None):
-    "A wave of composing with two models, policy and ActRe; and how many answers they computed"
+    "Compose a wave with two models, policy and ActRe; (trajectories, number of computed answers)"
     lm, other, journal = Counting(lm), Counting(lm), Journal(folder, answers)
     acting, base = journal.of(lm, 'acting'), journal.of(other, 'base')
     if on_call: lm.complete, other.complete = (on_call(m.complete) for m in (lm, other))
@@ -52,12 +52,12 @@ def lm(folder): return LocalModel(*load_model(folder, device='cpu'), slots=4)
 @pytest.fixture(scope='module')
 def uninterrupted(lm, tmp_path_factory):
     "(trajectories, answers computed, segments written)"
-    d = tmp_path_factory.mktemp('whole')
+    d = tmp_path_factory.mktemp('uninterrupted')
     return *composed(lm, d), len(list(d.glob('*.json')))
 
 def test_killed_in_mid_wave(folder, lm, uninterrupted, tmp_path):
-    "SIGKILL in the middle of a segment: of the work before it nothing is done again"
-    whole, asked, segments = uninterrupted
+    "SIGKILL in the middle of a segment: earlier segments are not computed again"
+    full, asked, segments = uninterrupted
     assert asked//15 - 1 <= segments <= asked//15 and segments > 3
     p = subprocess.Popen([sys.executable, '-c', SCRIPT, folder, str(tmp_path/'killed'), str(Path(__file__).parent)],
                          env=os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent)))
@@ -67,12 +67,12 @@ def test_killed_in_mid_wave(folder, lm, uninterrupted, tmp_path):
     kept = len(list((tmp_path/'killed').glob('[0-9a-f]*.json')))
     assert 2 <= kept < segments
     again, left = composed(lm, tmp_path/'killed')
-    assert again == whole and left == asked - 15*kept
-    assert composed(lm, tmp_path/'killed')[1] == asked - 15*segments # what came after the last segment
+    assert again == full and left == asked - 15*kept
+    assert composed(lm, tmp_path/'killed')[1] == asked - 15*segments # those after the last segment
 
 @pytest.mark.parametrize('at', [1, 15, 31])
 def test_stopped_at_any_call(lm, uninterrupted, tmp_path, at):
-    (whole, asked, _), n = uninterrupted, [0]
+    (full, asked, _), n = uninterrupted, [0]
     def dies(complete):
         async def f(*args, **kw):
             n[0] += 1
@@ -81,7 +81,7 @@ def test_stopped_at_any_call(lm, uninterrupted, tmp_path, at):
         return f
     with pytest.raises(A3TError, match='killed'): composed(lm, tmp_path/'killed', on_call=dies)
     again, left = composed(lm, tmp_path/'killed')
-    assert again == whole and asked - left in {15*((at - 1)//15), 15*max(0, (at - 1)//15 - 1)}
+    assert again == full and asked - left in {15*((at - 1)//15), 15*max(0, (at - 1)//15 - 1)}
 
 def test_two_processes_keep_their_own(lm, tmp_path):
     def play(answers):
@@ -91,13 +91,13 @@ def test_two_processes_keep_their_own(lm, tmp_path):
     first = play(10)
     assert len(list((tmp_path/'10').glob('*.json'))) >= 4 and play(10) == first
 
-def test_it_travels_to_other_machines(tmp_path):
-    "Ray pickles what plays a wave; both models still share one journal there"
+def test_a_journal_can_be_pickled(tmp_path):
+    "Ray pickles the models of a wave; on arrival they still share one journal"
     import cloudpickle
     journal = Journal(tmp_path, 7)
     a, b = cloudpickle.loads(cloudpickle.dumps([journal.of(LoadedThere('tiny'), n) for n in 'ab']))
-    assert a.journal is b.journal and (a.journal.folder, a.journal.answers) == (tmp_path, 7) and (a.name, b.name,
-        a.lm.args) == ('a', 'b', ('tiny',))
+    assert a.journal is b.journal and (a.journal.folder, a.journal.answers) == (tmp_path, 7)
+    assert (a.name, b.name, a.lm.args) == ('a', 'b', ('tiny',))
 
 def test_a_full_context_is_remembered(tmp_path):
     class Full(LanguageModel):
@@ -118,10 +118,10 @@ def test_the_same_request_is_asked_once(tmp_path):
     lm = ScriptedModel(lambda p: p.upper())
     kept = Journal(tmp_path).of(lm)
     async def ask(p, **kw): return (await kept.complete(p, **kw)).text
-    assert gather([ask('a'), ask('a'), ask('b'), ask('a', seed=1)]) == ['A', 'A', 'B',
-                                                                        'A'] and sorted(lm.calls) == ['a', 'a', 'b']
+    assert gather([ask('a'), ask('a'), ask('b'), ask('a', seed=1)]) == ['A', 'A', 'B', 'A']
+    assert sorted(lm.calls) == ['a', 'a', 'b']
 
-def test_an_error_leaves_nobody_waiting(tmp_path):
+def test_an_error_leaves_no_request_waiting(tmp_path):
     def broken(prompt):
         if prompt == '7': raise A3TError('broken')
         return 'x'
@@ -131,7 +131,7 @@ def test_an_error_leaves_nobody_waiting(tmp_path):
     assert gather([ask(i) for i in range(7)]) == ['x']*7 # in another loop, without `forget`
 
 @pytest.mark.parametrize('spoil', ['not a folder', 'not JSON'])
-def test_a_disk_that_refuses_leaves_nobody_waiting(tmp_path, spoil):
+def test_a_failing_disk_leaves_no_request_waiting(tmp_path, spoil):
     async def ask(lm, i): return (await lm.complete(str(i))).text
     play = lambda: gather([ask(Journal.of(journal, lm), i) for i in range(12)])
     lm, journal = ScriptedModel(lambda p: 'x'), Journal(tmp_path/'a', 4)
@@ -142,4 +142,4 @@ def test_a_disk_that_refuses_leaves_nobody_waiting(tmp_path, spoil):
     with pytest.raises(A3TError, match='cannot write|is not valid JSON'): play()
 
 def test_segments_are_of_a_few_minutes(lm):
-    assert LanguageModel.segment == lm.segment == Journal('x').of(LanguageModel()).segment == 320
+    assert LanguageModel.journal_every == lm.journal_every == Journal('x').of(LanguageModel()).journal_every == 320

@@ -1,7 +1,7 @@
 import random
 import pytest, torch
 from a3t.data import Row
-from a3t.models.logprobs import LoraUpdate, Norm, SiluProduct, TokenLogprobs, lay_out, lean, packs, token_logprobs
+from a3t.models.logprobs import LoraUpdate, Norm, SiluProduct, TokenLogprobs, lay_out, lean, can_pack, token_logprobs
 from a3t.losses import term_weights
 from a3t.models.weights import load_model, quiet, tiny_model
 from a3t.train import lora
@@ -17,7 +17,7 @@ def model(request, tmp_path_factory):
                       dtype=torch.float32)[0]
 
 def family(seed, n=6, vocabulary=200):
-    "Random rows that branch from each other: also equal ones, and ones that are the beginning of another"
+    "Random rows that branch from each other, some equal, some a prefix of another"
     rng = random.Random(seed)
     rows = [[rng.randrange(vocabulary) for _ in range(60)]]
     while len(rows) < n:
@@ -63,7 +63,7 @@ def gradients(model, rows, groups, attention=None):
     return sum(losses), res
 
 @pytest.mark.parametrize('seed', range(3))
-def test_shared_beginnings_give_the_gradient_of_separate_rows(model, seed):
+def test_shared_prefixes_give_the_gradient_of_separate_rows(model, seed):
     rows = family(seed)
     a, ga = gradients(model, rows, [list(range(len(rows)))])
     b, gb = gradients(model, rows, [[i] for i in range(len(rows))])
@@ -126,11 +126,11 @@ def test_lean_leaves_no_trace(model):
     m.unload()
 
 def test_rows_longer_than_the_window_are_read_apart(tmp_path):
-    "Up to the window they share their beginnings; beyond it the model itself says what is right"
+    "Up to the window rows share prefixes; beyond it they are read one by one"
     model = load_model(tiny_model(tmp_path/'tiny', sliding_window=16), device='cpu', dtype=torch.float32)[0]
     for n in (16, 40):
         rows = [row([*range(5, n), last]) for last in (1, 2, 3, 4, 5)]
-        assert packs(model, rows) == (n < 17)
+        assert can_pack(model, rows) == (n < 17)
         with torch.no_grad(), quiet():
             logp, which = token_logprobs(model, rows)
             want = [model(torch.tensor([r.input_ids])).logits[0, :-1].log_softmax(-1)[range(n - 5), r.input_ids[1:]]

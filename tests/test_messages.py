@@ -36,7 +36,7 @@ def messages(source):
     "The strings of a module that users read: what is raised, and what checks and alarms find"
     tree = ast.parse(source)
     called = lambda n: isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in ('A3TError', 'Check',
-        'Refused', 'Again', 'alarm')
+        'Refused', 'Retry', 'alarm')
     for n in ast.walk(tree):
         if not (isinstance(n, ast.Raise) or called(n)): continue
         inner = [x for x in ast.walk(n) if isinstance(x, (ast.Constant, ast.JoinedStr))]

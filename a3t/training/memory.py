@@ -8,7 +8,7 @@ __all__ = ['kept_bytes', 'weight_bytes', 'predict_memory', 'most_tokens']
 # %% ../../nbs/training/memory.ipynb #h1imports
 import psutil, torch
 from ..data import Row
-from ..models.forward import longest_text, text_config
+from ..models.forward import context_length, text_config
 from ..models.logprobs import lay_out, token_logprobs
 from .batches import micro_batches
 
@@ -44,7 +44,7 @@ def predict_memory(
 )->dict: # bytes: `process`, `weights`, `learning`, `activations`, `logits`, and `total`
     "The highest memory of a training: of the whole process on a CPU, on a GPU what is allocated there"
     net, config, n = model.get_base_model(), text_config(model.get_base_model()), min(128,
-        longest_text(model.get_base_model()))
+        context_length(model.get_base_model()))
     head, cpu, weights = net.get_output_embeddings().weight, net.device.type == 'cpu', weight_bytes(net)
     # weights come from their file when they are read: now they are here
     if cpu: sum(p.data.flatten()[::512].sum().item() for p in model.parameters())
