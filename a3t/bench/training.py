@@ -92,8 +92,8 @@ def train_ours(
     net, tokenizer = load_model(model, device='cpu')
     with tempfile.TemporaryDirectory() as d:
         train(net, tokenizer, rows, d,
-              **dict(epochs=1, batch_size=BATCH, learning_rate=RATE, target_modules=LORA['target_modules'], average=1)
-              | settings)
+              **dict(epochs=1, batch_size=BATCH, learning_rate=RATE, target_modules=LORA['target_modules'], average=1,
+                     gradient_checkpointing=False) | settings)
         log = read_log(Path(d)/'train.jsonl')
     return dict(rate=_rate([l['tokens'] for l in log], [l['seconds'] for l in log]),
                 loss=[l['logp_won'] and -l['logp_won'] for l in log])
