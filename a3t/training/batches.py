@@ -177,7 +177,6 @@ class PolicyTrainer(Trainer):
         self.divisor = len(items)/len(batches) # M: mean number of rows in a batch
         # without DistributedDataParallel: `add_up` replaces it
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
-
     def get_train_dataloader(self): return _Loader(self.items, batch_sampler=self.batches, collate_fn=list)
     def floating_point_ops(self, inputs): return 0
 

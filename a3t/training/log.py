@@ -11,6 +11,7 @@ import json, shutil, time
 from pathlib import Path
 import torch
 from accelerate import PartialState
+from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import TrainerCallback
@@ -67,24 +68,29 @@ class StepLog(TrainerCallback):
                     contrast=l['contrast'], **mean, tokens=l['tokens'], seconds=seconds,
                     learning_rate=l['learning_rate'])
 
-    def on_step_end(self, args, state, control, **kw):
-        line = self.line(state)
-        if not self.ends_epoch(state) and together(time.perf_counter() - self.saved >= SAVE_EVERY):
-            control.should_save = True
-        if not self.main: return
-        with open(self.path, 'a', encoding='utf-8') as f: f.write(json.dumps(line)+'\n')
-        self.bar.set_postfix(loss=f"{line['loss']:.3f}")
-        self.bar.update()
+# %% ../../nbs/training/log.ipynb #steplog1
+@patch
+def at_end(self:StepLog, state): return state.global_step % len(self.trainer.batches) == 0
 
-    def ends_epoch(self, state): return state.global_step % len(self.trainer.batches) == 0
+@patch
+def on_step_end(self:StepLog, args, state, control, **kw):
+    line = self.line(state)
+    if not self.at_end(state) and together(time.perf_counter() - self.saved >= SAVE_EVERY):
+        control.should_save = True
+    if not self.main: return
+    with open(self.path, 'a', encoding='utf-8') as f: f.write(json.dumps(line)+'\n')
+    self.bar.set_postfix(loss=f"{line['loss']:.3f}")
+    self.bar.update()
 
-    def on_save(self, args, state, control, **kw):
-        PartialState().wait_for_everyone() # each process saves its random state
-        self.saved = time.perf_counter()
-        if not self.main: return
-        mark_complete(Path(args.output_dir)/f'checkpoint-{state.global_step}', self.ends_epoch(state))
+@patch
+def on_save(self:StepLog, args, state, control, **kw):
+    PartialState().wait_for_everyone() # each process saves its random state
+    self.saved = time.perf_counter()
+    if not self.main: return
+    mark_complete(Path(args.output_dir)/f'checkpoint-{state.global_step}', self.at_end(state))
 
-    def on_train_end(self, args, state, control, **kw): self.bar.close()
+@patch
+def on_train_end(self:StepLog, args, state, control, **kw): self.bar.close()
 
 # %% ../../nbs/training/log.ipynb #a3cb5a33
 def checkpoints(
