@@ -345,6 +345,7 @@ def data_folder(
     "The folder of models, games and runs"
     return _usable(project_root()/os.path.expanduser(os.environ.get('A3T_DATA') or 'data'))
 
+# %% ../nbs/method/01_core.ipynb #paths001
 def results_folder(
 )->Path: # `data/results` of the package's checkout; `$A3T_DATA` has no effect
     "The folder of the committed evidence"

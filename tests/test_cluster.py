@@ -20,7 +20,8 @@ from a3t.training.batches import share
 
 ROOT = Path(__file__).resolve().parent.parent
 TWO = 'torchrun --standalone --nproc-per-node 2'
-FAST = dict(epochs=4, learning_rate=1e-2, batch_size=3, lora_rank=4, target_modules='all-linear')
+FAST = dict(epochs=4, learning_rate=1e-2, batch_size=3, lora_rank=4, target_modules='all-linear',
+            contrast_floor=-5., gradient_checkpointing=False)
 
 @pytest.fixture
 def interruptible():

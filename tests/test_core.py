@@ -1,9 +1,9 @@
-"Trajectories as text, and where things lie"
+"Trajectories as text, and paths"
 from a3t.core import Step, Trajectory, data_folder, project_path, results_folder
 
 def test_a_trajectory_prints_as_a_page():
-    steps = Step('I need it.', 'take pen', 'You take the pen.', 'sampled'), Step('', 'fly', 'Nothing happens.',
-                                                                                 valid=False)
+    steps = (Step('I need it.', 'take pen', 'You take the pen.', 'sampled'),
+             Step('', 'fly', 'Nothing happens.', valid=False))
     traj = Trajectory('t1', 'put', 'put the pen on the desk.', 'You see a desk.', steps)
     assert str(traj).split('\n') == ['put the pen on the desk. (lost, 2 steps, t1)', 'You see a desk.', '  I need it.',
                                      '> take pen [sampled]',

@@ -32,6 +32,12 @@ def test_prefix_property(tok):
     a, b = make_row(tok, lost), make_row(tok, won)
     assert b.input_ids[:len(a)] == a.input_ids and b.loss_mask[:len(a)] == a.loss_mask
 
+def test_an_invalid_step_of_a_success_is_not_imitated(tok):
+    slip = replace(won, steps=(replace(won.steps[0], valid=False), *won.steps[1:]))
+    n = lambda traj, how: make_row(tok, traj, observations=how).n_loss
+    assert n(slip, 'mask') < n(won, 'mask') and n(slip, 'keep') == n(won, 'keep')
+    assert n(replace(slip, won=False), 'mask') == n(replace(won, won=False), 'mask')
+
 def test_bad_masks(tok):
     row = make_row(tok, won)
     for mask, word in ((row.loss_mask[:-1], 'entries'), ((False,)*len(row), 'no token'),
@@ -43,8 +49,8 @@ def test_bad_masks(tok):
 
 def test_weights(tok):
     w = lambda **kw: [r.weight for r in make_rows(tok, [won, lost], **kw)[0]]
-    assert w() == [1, -1] and w(failure_reward=.1) == [1, .1] and w(threshold=.4) == [1, 1] and w(rewards='raw') == [1,
-                                                                                                                     .4]
+    assert w() == [1, -1] and w(failure_reward=.1) == [1, .1]
+    assert w(threshold=.4) == [1, 1] and w(rewards='raw') == [1, .4]
     assert [r.won for r in make_rows(tok, [won, lost], threshold=.4)[0]] == [True, True]
     with pytest.raises(A3TError, match='binary'): w(rewards='cooked')
 
@@ -68,7 +74,7 @@ def test_html_escapes(tok):
     assert '<script>' not in h and '<i>' not in h
 
 def test_rows_share_their_numbers(tok):
-    "A training set of 100,000 rows would hold each token id as a number of its own"
+    "Else a training set of 100,000 rows would hold 100 million int objects"
     a, b = make_row(tok, won).input_ids, make_row(tok, replace(won, task='other')).input_ids
     assert a == b and all(x is y for x,y in zip(a, b)) and all(type(x) is int for x in a)
 

@@ -9,8 +9,8 @@ groups = st.lists(st.tuples(st.booleans(), st.sampled_from('abc'), st.floats(-30
 @settings(max_examples=60, deadline=None)
 @given(groups, st.floats(-1, 1))
 def test_equation_1_equals_equation_2(ms, rf):
-    won, tasks, logp = [m[0] for m in ms], [m[1] for m in ms], torch.tensor([m[2] for m in ms], dtype=torch.float64,
-                                                                            requires_grad=True)
+    won, tasks = [m[0] for m in ms], [m[1] for m in ms]
+    logp = torch.tensor([m[2] for m in ms], dtype=torch.float64, requires_grad=True)
     R = torch.tensor([1. if w else rf for w in won], dtype=torch.float64)
     one, terms = policy_gradient(logp, R), three_terms(logp, won, tasks, rf)
     torch.testing.assert_close(one, sum(terms.values()))
@@ -47,14 +47,14 @@ def test_normalised():
 
 def test_floor_ends_the_gradient():
     x = torch.tensor([-1., -6.], requires_grad=True)
-    floored(x).sum().backward()
+    floored(x, -5.).sum().backward()
     assert x.grad.tolist() == [1, 0]
-    assert floored(x, 0.) is x
+    assert floored(x) is floored(x, 0.) is x # the paper has no floor
     with pytest.raises(A3TError, match='negative'): floored(x, 5.)
 
-@pytest.mark.parametrize('loss,logp,word',
-                         [(math.nan, -1., 'learning_rate'), (math.inf, math.nan, 'learning_rate'),
-                          (1., -30., 'contrast_floor')])
+@pytest.mark.parametrize('loss,logp,word', [
+    (math.nan, -1., 'learning_rate'), (math.inf, math.nan, 'learning_rate'), (1., -30., 'contrast_floor')])
 def test_check_loss(loss, logp, word):
     with pytest.raises(A3TError, match=word): check_loss(loss, logp, 1000)
-    check_loss(1., math.nan, 1000); check_loss(-5., -10., 1000)
+    check_loss(1., math.nan, 1000)
+    check_loss(-5., -10., 1000)

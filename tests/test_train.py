@@ -1,22 +1,27 @@
-import json, math, os, signal, subprocess, sys, time
+import inspect, json, math, os, signal, subprocess, sys, time
 from dataclasses import asdict, replace
 from pathlib import Path
 import pytest, torch
 from conftest import LOST, OTHER, WON
 from safetensors.torch import load_file
-from a3t.core import A3TError, content_hash, file_hash
+from a3t.core import A3TError, content_hash, file_hash, project_root
 from a3t.data import Row, make_rows
+from a3t.losses import floored, normalised, policy_gradient, term_weights
 from a3t.models.logprobs import lean, token_logprobs
-from a3t.losses import term_weights
-from a3t.models.weights import load_model, quiet
-from a3t.models.weights import unpack_4bit
+from a3t.models.weights import load_model, quiet, unpack_4bit
+from a3t.settings import parse_value, read_settings
 from a3t.training.batches import Batches, micro_batches, rows_loss, threads
 from a3t.training.log import StepLog, average_adapters, checkpoints, ends_epoch, read_log
 from a3t.training.memory import kept_bytes, most_tokens, predict_memory
-from a3t.train import lora, rows_hash, train
+from a3t.train import TrainingSettings, lora, rows_hash, train
+from train_toy import toy
 
 torch.set_num_threads(1)
-FAST = dict(epochs=3, learning_rate=1e-2, batch_size=2, lora_rank=4, target_modules='all-linear')
+FAST = dict(epochs=3, learning_rate=1e-2, batch_size=2, lora_rank=4, target_modules='all-linear', contrast_floor=-5.,
+            gradient_checkpointing=False)
+PROGRAM = Path(__file__).parent/'train_toy.py'
+ENV = dict(os.environ, OMP_NUM_THREADS='1',
+           PYTHONPATH=os.pathsep.join([str(PROGRAM.parent.parent), os.environ.get('PYTHONPATH', '')]))
 
 @pytest.fixture(scope='module')
 def nf4(folder): return load_model(folder, 'nf4', 'cpu', torch.float32)
@@ -35,7 +40,8 @@ def gradients(model, rows, divisor, together, micro=None):
     terms = terms_of(rows)
     for part in ([list(range(len(rows)))] if together else [[i] for i in range(len(rows))]):
         sub = [rows[i] for i in part]
-        with quiet(): loss, _ = rows_loss(*token_logprobs(m.get_base_model(), sub), sub, terms[part], divisor)
+        with quiet(): logp, which = token_logprobs(m.get_base_model(), sub)
+        loss, _ = rows_loss(logp, which, sub, terms[part], divisor, contrast_floor=-5.)
         loss.backward()
     res = {k:p.grad.clone() for k,p in m.named_parameters() if p.grad is not None}
     m.unload(); model.eval()
@@ -79,6 +85,30 @@ def test_gradient_through_nf4(folder, rows):
         for k in want:
             torch.testing.assert_close(got[k], want[k], atol=(2e-2 if acted else 1e-6)*want[k].abs().max().item(),
                                        rtol=0)
+
+def test_the_trainer_computes_equation_1(nf4, rows, tmp_path):
+    "The first line of the log is J of `policy_gradient`, and nothing else in the trainer computes it"
+    model, tok = nf4
+    train(model, tok, rows, tmp_path, **FAST | dict(epochs=1, batch_size=len(rows), contrast_floor=0.))
+    with torch.no_grad(), quiet(): logp, which = token_logprobs(model.train(), rows)
+    model.eval()
+    sums = torch.stack([logp[which == i].sum() for i in range(len(rows))])
+    J = policy_gradient(normalised(sums, [r.n_loss for r in rows]), torch.tensor([r.weight for r in rows]))
+    assert abs(read_log(tmp_path/'train.jsonl')[0]['loss'] + J.item()) < 1e-4
+
+def test_the_trainer_calls_policy_gradient(nf4, rows, tmp_path, monkeypatch):
+    nothing = lambda logp, rewards, m: 0.*policy_gradient(logp, rewards)
+    monkeypatch.setattr('a3t.training.batches.policy_gradient', nothing)
+    res = train(*nf4, rows, tmp_path, **FAST | dict(epochs=1))
+    assert res['loss_first'] == res['loss_last'] == 0
+
+def test_defaults_are_those_of_the_settings_file():
+    default = read_settings(project_root()/'settings.ini').defaults()
+    fields = {k:v for k,v in vars(TrainingSettings()).items() if k in default}
+    assert len(fields) == 16 and {k:parse_value(default[k]) for k in fields} == {
+        k:list(v) if isinstance(v, tuple) else v for k,v in fields.items()}
+    assert inspect.signature(make_rows).parameters['max_length'].default == int(default['max_length'])
+    assert inspect.signature(floored).parameters['floor'].default == float(default['contrast_floor'])
 
 def test_loss_falls_and_model_is_untouched(nf4, rows, tmp_path):
     model, tok = nf4
@@ -127,8 +157,8 @@ def test_resume_is_identical(nf4, rows, tmp_path, monkeypatch, step, dropout):
     again = train(*nf4, rows, tmp_path/'b', **kw)
     strip = lambda d: {k:v for k,v in d.items() if k not in ('seconds', 'adapter')}
     assert strip(again) == strip(whole) and file_hash(tmp_path/'a'/'adapter') == file_hash(tmp_path/'b'/'adapter')
-    assert [strip(l) for l in read_log(tmp_path/'a'/'train.jsonl')] == [strip(l)
-                                                                        for l in read_log(tmp_path/'b'/'train.jsonl')]
+    a, b = ([strip(l) for l in read_log(tmp_path/d/'train.jsonl')] for d in 'ab')
+    assert a == b
     assert train(*nf4, rows, tmp_path/'b', **kw) == again         # ended: nothing is done again
 
 @pytest.mark.parametrize('step,dropout', [(2, 0.), (4, .2), (7, .2)])
@@ -144,14 +174,14 @@ def test_resume_in_mid_epoch_repeats_one_step(nf4, rows, tmp_path, monkeypatch, 
     # of those within an epoch the newest
     assert [int(p.name.split('-')[1]) for p in kept] == [*range(4, step, 4), *([step - 1] if (step - 1)%4 else [])]
     assert [ends_epoch(p) for p in kept] == [int(p.name.split('-')[1])%4 == 0 for p in kept]
-    monkeypatch.setattr(StepLog, 'on_step_begin', lambda self, args, state, control, **kw: began.append(
-        state.global_step + 1))
+    monkeypatch.setattr(StepLog, 'on_step_begin',
+                        lambda self, args, state, control, **kw: began.append(state.global_step + 1))
     again = train(*nf4, rows, tmp_path/'b', **kw)
     strip = lambda d: {k:v for k,v in d.items() if k not in ('seconds', 'adapter')}
     assert began == list(range(step, 13)) and strip(again) == strip(whole)
     assert file_hash(tmp_path/'a'/'adapter') == file_hash(tmp_path/'b'/'adapter')
-    assert [strip(l) for l in read_log(tmp_path/'a'/'train.jsonl')] == [strip(l)
-                                                                        for l in read_log(tmp_path/'b'/'train.jsonl')]
+    a, b = ([strip(l) for l in read_log(tmp_path/d/'train.jsonl')] for d in 'ab')
+    assert a == b
 
 def test_checkpoints_come_with_time_and_only_epochs_are_averaged(nf4, rows, tmp_path, monkeypatch):
     seen, was = [], StepLog.on_save
@@ -165,9 +195,8 @@ def test_checkpoints_come_with_time_and_only_epochs_are_averaged(nf4, rows, tmp_
     monkeypatch.setattr('a3t.training.log.SAVE_EVERY', 0.)
     assert train(*nf4, rows, tmp_path/'b',
                  **FAST | dict(batch_size=1, epochs=2))['adapter_hash'] == plain['adapter_hash']
-    assert [s for s,_ in seen] == list(range(1,
-                                             9)) and seen[2][1] == ['checkpoint-3'] and seen[5][1] == ['checkpoint-4',
-                                             'checkpoint-6'] and seen[7][1] == ['checkpoint-4', 'checkpoint-8']
+    assert [s for s,_ in seen] == list(range(1, 9)) and seen[2][1] == ['checkpoint-3']
+    assert seen[5][1] == ['checkpoint-4', 'checkpoint-6'] and seen[7][1] == ['checkpoint-4', 'checkpoint-8']
 
 def test_killed_after_the_last_step(nf4, rows, tmp_path, monkeypatch):
     whole = train(*nf4, rows, tmp_path/'a', **FAST)
@@ -176,35 +205,18 @@ def test_killed_after_the_last_step(nf4, rows, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert train(*nf4, rows, tmp_path/'b', **FAST)['adapter_hash'] == whole['adapter_hash']
 
-SCRIPT = '''
-import sys, torch
-from dataclasses import replace
-torch.set_num_threads(1)
-from a3t.data import make_rows
-from a3t.envs.base import ToyHouse
-from a3t.models.weights import load_model
-from a3t.train import train
-model, tok = load_model(sys.argv[1], device='cpu', dtype=torch.float32)
-won = ToyHouse.exemplar
-rows, _ = make_rows(tok, [won, replace(won, steps=won.steps[1:]), replace(won, won=False, steps=won.steps[:1])])
-print(train(model, tok, rows, sys.argv[2], epochs=int(sys.argv[3]), batch_size=1, lora_rank=4, learning_rate=1e-3)['adapter_hash'])
-'''
-
-def test_sigkill_and_other_process(folder, tmp_path, monkeypatch, capsys):
+def test_sigkill_and_other_process(folder, tmp_path):
     "A process that is really killed; the same bytes come from another process"
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).parent.parent),
-                                                       os.environ.get('PYTHONPATH', '')]), OMP_NUM_THREADS='1')
-    command = lambda d: [sys.executable, '-c', SCRIPT, folder, str(tmp_path/d), '20']
-    p = subprocess.Popen(command('b'), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, str(PROGRAM), 'toy', folder, str(tmp_path/'b'), '20']
+    p = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = tmp_path/'b'/'train.jsonl'
     while p.poll() is None and not (log.exists() and len(read_log(log)) > 10): time.sleep(.02)
     assert p.poll() is None, 'it ended before it could be killed'
-    p.send_signal(signal.SIGKILL); p.wait()
+    p.send_signal(signal.SIGKILL)
+    p.wait()
     assert not (tmp_path/'b'/'adapter').exists() and 10 < len(read_log(log)) < 60
-    b = subprocess.run(command('b'), env=env, capture_output=True, text=True, check=True).stdout.strip()
-    monkeypatch.setattr(sys, 'argv', ['script', *command('a')[3:]])
-    exec(SCRIPT, {}) # uninterrupted, in this process
-    assert capsys.readouterr().out.strip() == b and len(b) == 64
+    b = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True).stdout.strip()
+    assert toy(folder, tmp_path/'a', 20) == b and len(b) == 64 # not killed, in this process
 
 def test_other_training_is_refused(nf4, rows, tmp_path):
     train(*nf4, rows, tmp_path, **FAST | dict(epochs=1))
@@ -213,7 +225,7 @@ def test_other_training_is_refused(nf4, rows, tmp_path):
             train(*nf4, rows, tmp_path, **FAST | dict(epochs=1) | change)
     with pytest.raises(A3TError, match='other trajectories'): train(*nf4, rows[:2], tmp_path, **FAST | dict(epochs=1))
 
-def test_mended_settings_are_accepted(nf4, rows, tmp_path):
+def test_corrected_settings_are_accepted(nf4, rows, tmp_path):
     with pytest.raises(A3TError, match='target_modules'):
         train(*nf4, rows, tmp_path, **FAST | dict(target_modules=('nothing',)))
     with pytest.raises(A3TError, match='learning_rate'):
@@ -242,9 +254,9 @@ def test_goes_on_from_an_adapter(nf4, rows, tmp_path):
     second = train(*nf4, rows, tmp_path/'b', **FAST | dict(epochs=1, learning_rate=1e-3), adapter=first['adapter'])
     assert second['parameters'] == first['parameters'] and second['loss_first'] < first['loss_first']
 
-@pytest.mark.parametrize('kw,word',
-                         [(dict(learning_rate=1e30, max_grad_norm=1e30, target_modules='all-linear'), 'learning_rate'),
-                                     (dict(contrast_floor=0., epochs=60, schedule='constant'), 'contrast_floor')])
+@pytest.mark.parametrize('kw,word', [
+    (dict(learning_rate=1e30, max_grad_norm=1e30, target_modules='all-linear'), 'learning_rate'),
+    (dict(contrast_floor=0., epochs=60, schedule='constant'), 'contrast_floor')])
 def test_guards(nf4, rows, tmp_path, kw, word):
     with pytest.raises(A3TError, match=word):
         train(*nf4, [rows[0], rows[2]], tmp_path, **FAST | dict(learning_rate=2e-2) | kw)
@@ -269,12 +281,11 @@ def test_disk_refuses(nf4, rows, tmp_path, size):
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, was)
     assert not (tmp_path/'a'/'adapter').exists()
     if size == 8_000:
-        assert train(*nf4, rows, tmp_path/'a', **FAST)['adapter_hash'] == train(*nf4, rows, tmp_path/'b',
-                                                                                **FAST)['adapter_hash']
+        a, b = (train(*nf4, rows, tmp_path/d, **FAST)['adapter_hash'] for d in 'ab')
+        assert a == b
 
-@pytest.mark.parametrize('kw',
-                         [dict(layers=1), dict(gradient_checkpointing=True), dict(micro_tokens=5000),
-                          dict(normalise='none')])
+@pytest.mark.parametrize('kw', [dict(layers=1), dict(gradient_checkpointing=True), dict(micro_tokens=5000),
+                                dict(normalise='none')])
 def test_variants(nf4, rows, tmp_path, kw):
     a, b = (train(*nf4, rows, tmp_path/str(i), **FAST | dict(epochs=1, average=1) | k) for i,k in enumerate(({}, kw)))
     assert math.isfinite(b['loss_last'])
@@ -296,8 +307,9 @@ def test_no_gradient_below_the_first_adapted_layer(nf4, rows):
     m = lora(nf4[0], 4, layers=1)
     m.train(); unpack_4bit(m)
     seen = []
-    hook = m.get_base_model().get_decoder().layers[0].register_forward_hook(lambda mod, i, o: seen.append((o[0]
-        if isinstance(o, tuple) else o).requires_grad))
+    first = m.get_base_model().get_decoder().layers[0]
+    out = lambda o: o[0] if isinstance(o, tuple) else o
+    hook = first.register_forward_hook(lambda mod, i, o: seen.append(out(o).requires_grad))
     with quiet(): token_logprobs(m.get_base_model(), rows[:1])
     hook.remove(); m.unload(); nf4[0].eval()
     assert seen == [False]
@@ -316,20 +328,21 @@ def test_batches():
     assert all(len(p) == 1 or sum(len(r) for r,_ in p) <= 40+len(p) for p in parts) and parts[0][0][1] == 1
     assert len(micro_batches([(rows[1], 0)]*5, 90)) == 1 # a common beginning counts once
 
-def test_order_looks_at_each_row_once():
-    "The longest row is looked for once, not once for each batch"
+def test_order_finds_the_longest_row_once():
+    "Once, not once for each batch"
     class Lengths(list):
         looks = 0
-        def index(self, x): Lengths.looks += 1; return super().index(x)
+        def index(self, x):
+            Lengths.looks += 1
+            return super().index(x)
     b = Batches([1], 2)
     b.lengths, b.n = Lengths(range(1000)), 500
     assert 999 in next(iter(b)) and Lengths.looks == 1
 
-def test_fingerprint_is_that_of_the_whole_set(rows, monkeypatch):
-    "Row by row, no text of all rows: and yet the same hash, so that older trainings are recognised"
-    want, longest, dumps = content_hash([asdict(r) for r in rows]), max(len(json.dumps(asdict(r)))
-                                                                        for r in rows), json.dumps
-    sizes = []
+def test_fingerprint_covers_all_rows(rows, monkeypatch):
+    "Row by row, without a text of all rows; the hash is that of all rows, so older trainings are recognised"
+    want, dumps, sizes = content_hash([asdict(r) for r in rows]), json.dumps, []
+    longest = max(len(dumps(asdict(r))) for r in rows)
     monkeypatch.setattr('a3t.train.json.dumps', lambda *a, **kw: sizes.append(len(dumps(*a, **kw))) or dumps(*a, **kw))
     assert rows_hash(rows) == want and len(sizes) == len(rows) and max(sizes) <= longest
     assert rows_hash(rows[::-1]) != want and rows_hash([]) == content_hash([])
@@ -372,39 +385,20 @@ def test_memory_is_predicted(folder, dtype):
     with lean(m.train()), quiet():
         long, plan = kept_bytes(model, 700), predict_memory(m, 700)
         assert abs(long/(700*kept_bytes(model, 128)/128) - 1) < .03 and long < plan['activations']
-        assert predict_memory(m, 700, checkpointing=True)['activations'] < plan['activations'] < predict_memory(m, 1400,
-            2)['activations']
+        less, more = predict_memory(m, 700, checkpointing=True), predict_memory(m, 1400, 2)
+        assert less['activations'] < plan['activations'] < more['activations']
     m.unload()
     assert plan['total'] == sum(v for k,v in plan.items() if k != 'total')
     # LoRA's own are fp32
     assert plan['weights'] == sum(p.numel() for p in model.parameters())*dtype.itemsize + plan['learning']//4
 
-PEAK = '''
-import json, random, sys, tempfile, torch
-import a3t.train as T
-from a3t.bench.processes import resident_memory
-from a3t.bench.training import LORA
-from a3t.data import Row
-from a3t.models.weights import load_model
-tokens, threads, checkpointing = map(int, sys.argv[1:])
-torch.set_num_threads(threads)
-plans, predict, rng = [], T.predict_memory, random.Random(0)
-T.predict_memory = lambda *a: plans.append(predict(*a)) or plans[-1]
-row = lambda: Row(tuple(rng.randrange(1000, 40000) for _ in range(tokens)), (False,)*20+tuple(rng.random() < .5 for _ in range(tokens-20)), 1., 't', True)
-model, tok = load_model()
-with tempfile.TemporaryDirectory() as d:
-    T.train(model, tok, [row() for _ in range(2*threads)], d, epochs=1, batch_size=threads, target_modules=LORA['target_modules'], gradient_checkpointing=bool(checkpointing), progress='x')
-print(json.dumps(dict(plan=plans[0], peak=resident_memory(peak=True))))
-'''
-
 @pytest.mark.slow
-@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='the peak is read where Linux tells it')
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='only Linux reports the peak')
 @pytest.mark.parametrize('tokens,threads,checkpointing', [(512, 1, 0), (512, 2, 0), (1024, 2, 0), (512, 2, 1)])
 def test_the_peak_is_as_predicted(tokens, threads, checkpointing):
     "SmolLM2, a process each: within a quarter of the highest resident memory"
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).parent.parent),
-                                                       os.environ.get('PYTHONPATH', '')]))
-    out = subprocess.run([sys.executable, '-c', PEAK, *map(str, (tokens, threads, checkpointing))], env=env,
+    env = {k:v for k,v in ENV.items() if k != 'OMP_NUM_THREADS'}
+    out = subprocess.run([sys.executable, str(PROGRAM), 'peak', *map(str, (tokens, threads, checkpointing))], env=env,
                          capture_output=True, text=True, check=True).stdout
     r = json.loads(out.splitlines()[-1])
     assert .75 < r['plan']['total']/r['peak'] < 1.25, r
@@ -415,6 +409,6 @@ def test_most_tokens(rows):
     assert most_tokens(items, [[i] for i in range(len(rows))], 1, 2) == n[0]
     assert most_tokens(items, [list(range(len(rows)))], 1, 2) == n[0]+n[1]
 
-def test_says_what_it_needs(nf4, rows, tmp_path, capsys):
+def test_prints_the_memory_it_needs(nf4, rows, tmp_path, capsys):
     train(*nf4, rows, tmp_path, **FAST | dict(epochs=1), progress='steps')
     assert 'GB of memory at most' in capsys.readouterr().out

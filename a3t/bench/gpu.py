@@ -21,7 +21,7 @@ from ..models.logprobs import lean, token_logprobs
 from ..models.base import gather
 from ..models.local import LocalModel
 from ..models.weights import load_model, quiet, tiny_model
-from ..train import PAPER, lora, micro_tokens_on, train
+from ..train import TrainingSettings, lora, micro_tokens_on, train
 from ..training.memory import most_tokens, predict_memory
 from ..training.log import read_log
 
@@ -54,7 +54,8 @@ def random_rows(
     return rows
 
 # %% ../../nbs/bench/gpu.ipynb #a9da2807
-SETTINGS = dict(PAPER, epochs=1, batch_size=16) # as in `paper-alfworld`; one epoch is enough to measure
+_PAPER = ('lora_rank', 'lora_alpha', 'target_modules', 'learning_rate', 'average', 'contrast_floor', 'batch_size')
+SETTINGS = {k:getattr(TrainingSettings(), k) for k in _PAPER} | dict(epochs=1) # one epoch is enough to measure
 
 def learn(
     rows, # of `Row`
@@ -165,7 +166,8 @@ def _numbers(quantize, device):
     async def ask(ids): return (await lm.engine.ask(ids=list(ids), adapter='', max_tokens=NEW_TOKENS)).token_ids
     answers = gather([ask(r.input_ids[:200]) for r in rows])
     with tempfile.TemporaryDirectory() as d:
-        train(net, tokenizer, rows, d, epochs=3, batch_size=8, learning_rate=1e-2)
+        train(net, tokenizer, rows, d, epochs=3, batch_size=8, learning_rate=1e-2, contrast_floor=-5.,
+              gradient_checkpointing=False)
         adapter = load_file(Path(d)/'adapter'/'adapter_model.safetensors')
     return dict(logprobs=[logp], adapter=[adapter[k] for k in sorted(adapter) if 'lora_B' in k], answers=answers)
 

@@ -70,7 +70,7 @@ def train_ours(
     "Train with `a3t.train`, one epoch"
     net, tokenizer = load_model(model, device='cpu')
     settings = dict(epochs=1, batch_size=BATCH, learning_rate=RATE, target_modules=LORA['target_modules'],
-                    average=1) | settings
+                    average=1, gradient_checkpointing=False) | settings
     with tempfile.TemporaryDirectory() as d:
         train(net, tokenizer, rows, d, **settings)
         log = read_log(Path(d)/'train.jsonl')
