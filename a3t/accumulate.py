@@ -233,7 +233,8 @@ def round_statistics(
     threshold=None, # as in `select_training`
 )->pd.DataFrame: # a row for each round: `trajectories`, `failed`, `solved` tasks, `success` in % of all tasks
     "What the accumulated training set holds after each round: what `select_training` would keep, counted"
-    n, rows, won, own = tasks or len({t.task for t in trajectories}), [], Counter(), Counter()
+    n = tasks or len({t.task for t in trajectories})
+    rows, won, own = [], Counter(), Counter()
     counts = Counter((t.round, t.task, t.source, is_success(t, threshold)) for t in trajectories)
     for r,some in groupby(sorted(counts), key=lambda c: c[0]):
         for c in some:

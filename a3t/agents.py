@@ -255,10 +255,10 @@ def pattern(
     goals:list, # what the exemplar's task names
 )->tuple: # of str and of slots (kind, name)
     "A sentence of the exemplar with slots for its names"
-    kind = lambda w: args.index(w) if w in args else 'held' if w in held else 'goal'
+    places = dict.fromkeys(goals, 'goal') | dict.fromkeys(held, 'held') | {w:i for i,w in reversed([*enumerate(args)])}
     names = '|'.join(map(re.escape, sorted({*args, *held, *goals}, key=len, reverse=True)))
     parts = [p for p in re.split(rf'(?<!\w)({names})(?!\w| \d)', reason) if p] if names else [reason]
-    return tuple((kind(p), p) if p in (*args, *held, *goals) else p for p in parts)
+    return tuple((places[p], p) if p in places else p for p in parts)
 
 # %% ../nbs/method/03_agents.ipynb #roles001
 def roles(

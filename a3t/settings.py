@@ -131,9 +131,8 @@ def number(
     below:bool=False, # is `high` itself too large?
 )->Allowed: # the entry
     "A finite number"
-    least = '' if low == -inf else f" {'above' if above else 'from'} {low:g}"
-    most = '' if high == inf else f", {'below' if below else 'at most'} {high:g}"
-    words = f'a number{least}{most}'
+    at_least, at_most = 'above' if above else 'from', 'below' if below else 'at most'
+    words = 'a number' + f' {at_least} {low:g}'*(low != -inf) + f', {at_most} {high:g}'*(high != inf)
     def fits(v):
         if type(v) not in (int, float) or not low <= v <= high or v in (inf, -inf): return False
         return not (above and v == low or below and v == high)

@@ -44,8 +44,8 @@ class SearchPrior:
         successes, # of `Trajectory`, each shrunk
         pseudo:float=5., # weight of the estimate over all kinds of objects, in tries
     ):
-        # kind of object, '' for all of them → form
-        self.env, self.pseudo, self.found, self.tried = env, pseudo, defaultdict(Counter), defaultdict(Counter)
+        self.env, self.pseudo = env, pseudo
+        self.found, self.tried = defaultdict(Counter), defaultdict(Counter) # kind of object, '' for all → form
         for t in successes:
             found, (_, info) = dict(discoveries(env, t)), env.reset(options={'task':t.task})
             for i,s in enumerate(t.steps):
@@ -79,7 +79,8 @@ class SearchPrior:
 def _look(env, info, action, after, seen):
     """One look: (its actions, what they showed, `info` after it), or None where it is none; a closed place is opened
     as well"""
-    snapshot, had, path, text = env.save(), set(info['admissible_actions']), [], ''
+    snapshot, had = env.save(), set(info['admissible_actions'])
+    path, text = [], ''
     for a in [action, None]:
         options = [a] if a else [b for b in info['admissible_actions'] if b not in had
                                  and set(env.things(b)) == set(env.things(action)) != set()]

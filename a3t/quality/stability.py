@@ -111,7 +111,8 @@ class Explored:
         env=None, # an environment for `coverage`; with it, the trajectories of the first tasks are kept
     ):
         self.did, self.actions, self.reasons = array('q'), array('q'), array('q')
-        self.grams, self.n_grams, self.won, self.first, self.env = set(), 0, set(), {}, env
+        self.grams, self.n_grams = set(), 0
+        self.won, self.first, self.env = set(), {}, env
         for t in trajectories: self.add(t)
 
     def add(self, t):
@@ -135,7 +136,8 @@ class Explored:
 
 def _evaluated(trajectories):
     "Counts of a round's evaluated episodes: number, tasks, tasks won, entropy of the verbs"
-    n, tasks, won, verbs = 0, set(), set(), Counter()
+    n, verbs = 0, Counter()
+    tasks, won = set(), set()
     for t in trajectories:
         n += 1
         tasks.add(t.task)
@@ -143,7 +145,7 @@ def _evaluated(trajectories):
         if t.won: won.add(t.task)
     return dict(n=n, tasks=tasks, won=won, entropy=_entropy(verbs))
 
-# %% ../../nbs/quality/stability.ipynb #1d1b1f4a
+# %% ../../nbs/quality/stability.ipynb #1d1b1f4az
 def _compared(played, r):
     "A round's evaluation, alone and against each earlier round on the same tasks"
     now = played[r]
@@ -153,6 +155,7 @@ def _compared(played, r):
     return dict(n=now['n'], successes=len(now['won']), verb_entropy=now['entropy'], **before,
                 panel=content_hash(sorted(now['tasks']))[:16], against=against)
 
+# %% ../../nbs/quality/stability.ipynb #1d1b1f4a
 def stability_records(
     # for each round its explored `Trajectory`s, `None` for a round without any; read once, so a `stream` will do
     made,
@@ -160,22 +163,25 @@ def stability_records(
     env=None, # an environment that can save its states; `None`: no coverage
 )->list: # a dict for each round that has explored
     "The numbers of each round, from trajectories alone"
-    res, before, solved, states = [], np.array([], int), set(), {}
+    res, solved, states = [], set(), {}
+    before = np.array([], int)
     played = {r:_evaluated(trajectories) for r,trajectories in played.items()}
     for r,trajectories in enumerate(made):
         if trajectories is None: continue
         c = Explored(trajectories, env)
         did, reasons, n = np.unique(c.did), len(c.reasons), len(c.did)
+        distinct = len(c.grams)/c.n_grams if c.n_grams else 0.
         rec = dict(round=r, trajectories=n, sequences=len(np.unique(c.actions)),
                    duplicates=1 - len(np.setdiff1d(did, before))/n if n else None,
                    distinct_reasons=len(np.unique(c.reasons))/reasons if reasons else None,
-                   distinct_2=(len(c.grams)/c.n_grams if c.n_grams else 0.) if reasons else None,
+                   distinct_2=distinct if reasons else None,
                    coverage=coverage(env, c.near(), states) if env else None, solved=len(solved | c.won),
                    new=len(c.won - solved))
         before, solved = np.union1d(before, did), solved | c.won
         res.append(rec | (_compared(played, r) if played.get(r, {}).get('n') else {}))
     return res
 
+# %% ../../nbs/quality/stability.ipynb #1d1b1f4ab
 def stability_table(
     records:list, # from `stability_records`
 )->pd.DataFrame: # a row for each round

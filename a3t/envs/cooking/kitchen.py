@@ -212,7 +212,8 @@ def _place_words(self:Kitchen, f):
 
 @patch
 def _way_words(self:Kitchen, way, door):
-    return f"{way} ({'open' if door in self.open else 'closed'} {door})" if door else way
+    if not door: return way
+    return f"{way} ({'open' if door in self.open else 'closed'} {door})"
 
 @patch
 def text(self:Kitchen)->str: # one line
