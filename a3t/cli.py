@@ -211,7 +211,8 @@ def play_panels(
     everything = Panel([pair for p in panels.values() for pair in p.items()])
     return dict(**summarise([t for ts in episodes.values() for t in ts]),
                 splits={s:dict(panel=panels[s].hash, **summarise(ts)) for s,ts in episodes.items()},
-                panel=everything.hash, seed=S['seed'], engine=S['engine'], environment=S['environment'], model=S['model'],
+                panel=everything.hash, seed=S['seed'], engine=S['engine'], environment=S['environment'],
+                model=S['model'],
                 max_steps=S['max_steps'],
                 context_full=sum(t.full for ts in episodes.values() for t in ts))
 

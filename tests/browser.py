@@ -75,7 +75,8 @@ class Browser:
 
     def press(self, key):
         "Press a key of `KEYS`"
-        code, more = KEYS[key], dict(text='\r') if key == 'Enter' else dict(text=' ') if key == 'Space' else {}
+        typed = dict(Enter='\r', Space=' ')
+        code, more = KEYS[key], dict(text=typed[key]) if key in typed else {}
         name = dict(key=' ' if key == 'Space' else key, code=key, windowsVirtualKeyCode=code)
         self.send('Input.dispatchKeyEvent', type='keyDown' if more else 'rawKeyDown', **name, **more)
         self.send('Input.dispatchKeyEvent', type='keyUp', **name)

@@ -17,7 +17,8 @@ class Stall(TextEnv):
         self.task = self._task(options)
         if self.task not in GOALS and not re.fullmatch(r'more/\d{3}', self.task):
             raise A3TError(f'unknown task {self.task!r}: `tasks(split)` lists them')
-        self.page, self.asin, self.chosen, self.n, self.query, self.reward = 'search', '', (), 0, '', 0.
+        self.page, self.asin, self.query = 'search', '', ''
+        self.chosen, self.n, self.reward = (), 0, 0.
         return self._text(), self._info(True)
     def save(self): return self.task, self.page, self.asin, self.chosen, self.n, self.query, self.reward
     def restore(self, snapshot):

@@ -223,7 +223,8 @@ def test_a_broken_server_ends_the_run_and_loses_no_episode():
 
 def test_limit():
     for limit in (3, 12):
-        now, most, lock, together = [0], [0], threading.Lock(), threading.Barrier(limit, timeout=60)
+        now, most = [0], [0]
+        lock, together = threading.Lock(), threading.Barrier(limit, timeout=60)
         def slow(body):
             with lock: now[0] += 1; most[0] = max(most[0], now[0])
             together.wait() # exactly as many as the limit allows
@@ -544,9 +545,9 @@ def test_a_thought_without_end_names_the_setting_to_raise(full):
 def test_a_text_model_that_thinks():
     def answer(body):
         prompt = body['prompt']
-        full = ('think[A mug!] act[look]\nYou see' if prompt.endswith('</think>\n\n')
-                 else 'A mug.\nWhere?\n</think>\nact[no]' if prompt.endswith('<think>\n')
-                 else '<think>\nA mug.\nWhere?\n</think>')
+        full = '<think>\nA mug.\nWhere?\n</think>'
+        if prompt.endswith('<think>\n'): full = 'A mug.\nWhere?\n</think>\nact[no]'
+        if prompt.endswith('</think>\n\n'): full = 'think[A mug!] act[look]\nYou see'
         text, end = generated(full, body)
         return dict(choices=[dict(text=text, finish_reason=end)], usage=dict(completion_tokens=len(text)))
     with ToyServer(answer) as toy:

@@ -284,4 +284,5 @@ def test_training_a_model_that_falls_back(tmp_path):
     base, learned = (gather([v.score('go', ['to desk 1'])]) for v in (lm, tuned))
     assert base != learned and gather([lm.score('go', ['to desk 1'])]) == base
     assert 'target_modules' in refused(lambda: train(model, TOKENIZER, ROWS, tmp_path/'b'))
-    assert 'reads only 256' in refused(lambda: token_logprobs(model, [Row((5,)*300, (False,) + (True,)*299, 1., 't', True)]))
+    assert 'reads only 256' in refused(lambda: token_logprobs(model,
+                                                              [Row((5,)*300, (False,) + (True,)*299, 1., 't', True)]))

@@ -23,7 +23,8 @@ def imported(name, path):
         if isinstance(n, ast.Import): found = [a.name for a in n.names]
         elif isinstance(n, ast.ImportFrom):
             up = ['a3t', *package.split('.')] if package else ['a3t']
-            base = '.'.join([*up[:len(up) - n.level + 1], *([n.module] if n.module else [])]) if n.level else n.module
+            above = up[:len(up) - n.level + 1] if n.level else []
+            base = '.'.join([*above, *([n.module] if n.module else [])])
             found = [base, *(f'{base}.{a.name}' for a in n.names)]
         else: continue
         res |= {f[4:] for f in found if f.startswith('a3t.') and f[4:] in have}

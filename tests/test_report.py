@@ -8,7 +8,8 @@ from a3t.accumulate import append
 from a3t.core import A3TError, Step, Trajectory, read_json, write_json
 from a3t.evaluate import summarise
 from a3t.quality.curves import plot_training
-from a3t.runs.report import plot_success, plot_time, report_dict, report_html, some_trajectories, stage_table, time_table, training_logs, write_report
+from a3t.runs.report import (plot_success, plot_time, report_dict, report_html, some_trajectories, stage_table,
+                              time_table, training_logs, write_report)
 from a3t.cli import print_results
 from a3t.runs.folders import open_run, stage_folder
 
@@ -270,7 +271,8 @@ def test_the_page_fits_the_screen(browser, tmp_path, width):
     assert browser.js("[...document.querySelectorAll('table, img')].every(e => e.closest('.wide'))")
     assert browser.js("[...document.querySelectorAll('.wide')].every(e => e.getBoundingClientRect().right <= "
                       "innerWidth)")
-    assert browser.js("[...document.querySelectorAll('img')].every(i => i.width > .9*i.naturalWidth || i.width > 700)"), 'plots stay legible'
+    wide = "[...document.querySelectorAll('img')].every(i => i.width > .9*i.naturalWidth || i.width > 700)"
+    assert browser.js(wide), 'plots stay legible'
 
 def test_wrong_folder(tmp_path):
     "What is not a run is named, and what to pass"

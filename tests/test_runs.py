@@ -268,7 +268,8 @@ def test_round_notebooks_keep_their_parameters(name):
     tagged = [i for i,c in enumerate(nb.cells) if 'parameters' in c.metadata.get('tags', [])]
     first_code = next(i for i,c in enumerate(nb.cells) if c.cell_type == 'code')
     assert tagged == [first_code]
-    assert not any('#| eval: false' in c.source or 'nbdev_export' in c.source for c in nb.cells), 'papermill ignores directives'
+    assert not any('#| eval: false' in c.source or 'nbdev_export' in c.source
+                   for c in nb.cells), 'papermill ignores directives'
 
 def test_lost_tag_and_unknown_parameter_are_errors(tmp_path):
     with pytest.raises(A3TError, match='has 0 cells tagged'):

@@ -98,7 +98,8 @@ def test_search_finds_actre_and_signatures_are_there(site, browser):
         browser.js("document.querySelector('[data-md-component=search-query]').focus()")
         browser.type('ActRe')
         for _ in range(100):
-            found = browser.js("[...document.querySelectorAll('.md-search-result__item a')].map(e => e.innerText).join()")
+            found = browser.js("[...document.querySelectorAll('.md-search-result__item a')].map(e => "
+                               "e.innerText).join()")
             if found: break
             time.sleep(.1)
         assert 'ActRe' in found

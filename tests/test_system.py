@@ -4,7 +4,8 @@ from pathlib import Path
 import nbformat, pytest
 import a3t
 from a3t.cli import COMMANDS, main
-from a3t.core import REMEDIES, A3TError, content_hash, data_folder, make_folder, project_path, project_root, read_json, read_text, write_atomic, write_json
+from a3t.core import (REMEDIES, A3TError, content_hash, data_folder, make_folder, project_path, project_root, read_json,
+                      read_text, write_atomic, write_json)
 from a3t.runs.executor import _failed, execute, refusal, run_stage
 from a3t.runs.manifests import code_hashes, lock, notebook_imports, read_manifest, set_aside, stage_state, unlock
 from a3t.runs.folders import open_run, plan, run_folder
@@ -53,7 +54,8 @@ def test_papermill_and_the_command_mean_the_same_run(fake, monkeypatch):
         if store: monkeypatch.setenv('A3T_DATA', str(store))
         run, _ = open_run('data/runs/mine', 'smoke')
         assert run == run_folder('mine') == (store or fake.path/'data')/'runs'/'mine' and (run/'run.json').exists()
-        with pytest.raises(A3TError, match=f"delete {run if store and not run.is_relative_to(fake.path) else run.relative_to(fake.path)}"):
+        outside = store and not run.is_relative_to(fake.path)
+        with pytest.raises(A3TError, match=f'delete {run if outside else run.relative_to(fake.path)}'):
             open_run('data/runs/mine', 'smoke', {'seed':1})
 
 def test_outside_a_project_the_checkout_counts(tmp_path, monkeypatch):
@@ -424,7 +426,9 @@ case "$*" in
   --version) echo "Python 3.11.7" ;;
   -m\\ venv*) [ -z "$NO_VENV" ] || { echo "Error: [Errno 28] No space left on device: '.venv'"; exit 1; }
     rm -rf .venv; mkdir -p .venv/bin; touch .venv/pyvenv.cfg; cp "$FAKE" .venv/bin/python ;;
-  -m\\ pip*) echo "$* user=$PIP_USER target=$PIP_TARGET home=$PYTHONHOME path=$PYTHONPATH index=$PIP_INDEX_URL" >>calls; eval "$PIP_SAYS" ;;
+  -m\\ pip*)
+    echo "$* user=$PIP_USER target=$PIP_TARGET home=$PYTHONHOME path=$PYTHONPATH index=$PIP_INDEX_URL" >>calls
+    eval "$PIP_SAYS" ;;
   -c*find_spec*) exit ${LACKS:-0} ;;
   -c*) ;;
 esac

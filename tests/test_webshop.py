@@ -484,7 +484,8 @@ def offered(shop):
     env, n, refused = WebShop(shop, max_steps=10**9), 0, []
     env.reset(options={'task':next(t for s in SPLITS for t in env.tasks(s))})
     for asin in map(bytes.decode, shop.index._ids):
-        env.page, env.asin, env.options, env.query = 'item', asin, {}, 'x'
+        env.page, env.asin = 'item', asin
+        env.options, env.query = {}, 'x'
         snapshot = env.save()
         for a in env.restore(snapshot)['admissible_actions']:
             env.restore(snapshot)

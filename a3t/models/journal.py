@@ -29,8 +29,9 @@ class Journal:
 
     def begin(self):
         "Start a new wave: no known answers, no waiting requests"
-        self.known, self.record, self.file, self.left, self.open_calls = {}, {}, None, 0, 0
-        self.waiting, self.opener, self.models, self.loop = [], None, {}, None
+        self.known, self.record, self.models = {}, {}, {}
+        self.file, self.opener, self.loop = None, None, None
+        self.left, self.open_calls, self.waiting = 0, 0, []
 
     def of(self,
         lm, # a `LanguageModel`

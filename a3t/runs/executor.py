@@ -152,7 +152,9 @@ class Watch:
         name:str, # stage
         round:int, # number of the round
         every:float=30., # seconds between lines if the output is not a terminal
-    ): self.run, self.name, self.round, self.every = Path(run), name, round, every
+    ):
+        self.run, self.every = Path(run), every
+        self.name, self.round = name, round
 
     def _show(self, end=False):
         try: at = json.loads((self.run/'progress.json').read_text(encoding='utf-8'))

@@ -62,7 +62,8 @@ def serve():
 # %% ../../nbs/runs/kernel.ipynb #k0clientf
 class ForkedKernel:
     "A kernel that a fork server started, with the methods of `Popen` that Jupyter uses"
-    stdin = stdout = stderr = returncode = None
+    stdin = stdout = stderr = None
+    returncode = None
     def __init__(self,
         server, # a `Popen` of `serve`
         request:dict, # `cwd`, `env`, `log` and `connection` of the kernel
