@@ -4,6 +4,10 @@ import json, os, re, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 LEAVE = shutil.ignore_patterns('.venv', '.git', 'data', 'build', 'dist', '__pycache__', '.ipynb_checkpoints',
@@ -77,13 +81,16 @@ def skip_slow(path):
     path.write_text(json.dumps(nb), encoding='utf-8')
 
 def run_notebook(copy, name):
-    "Execute a notebook of the copy where it lies; what went wrong, or nothing"
+    "Execute a notebook of the copy in its folder; what went wrong, or nothing"
     started, path = time.monotonic(), copy/name
     skip_slow(path)
-    p = nbdev(copy, 'jupyter', 'nbconvert', '--to', 'notebook', '--execute', '--inplace', '--log-level=WARN',
-              '--ExecutePreprocessor.timeout=900', '--ExecutePreprocessor.kernel_name=python3', path)
-    print(f'{name} · {time.monotonic() - started:.0f} s', flush=True)
-    return f'{name}:\n{p.stderr[-3000:]}' if p.returncode else ''
+    nb = nbformat.read(path, as_version=4)
+    client = NotebookClient(nb, timeout=900, kernel_name='python3', resources={'metadata':{'path':str(path.parent)}})
+    try: client.execute(env={**os.environ, 'PYTHONPATH':str(copy), 'PYDEVD_DISABLE_FILE_VALIDATION':'1'})
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as e: return f'{name}:\n{str(e)[-3000:]}'
+    finally: print(f'{name} · {time.monotonic() - started:.0f} s', flush=True)
+    nbformat.write(nb, path)
+    return ''
 
 def shown(cell):
     "What the outputs of a cell say, pictures left out"

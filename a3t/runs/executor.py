@@ -172,8 +172,7 @@ class Watch:
 
     def __enter__(self):
         self.t0 = self.last = time.monotonic()
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._loop, daemon=True)
+        self.stop, self.thread = threading.Event(), threading.Thread(target=self._loop, daemon=True)
         self.thread.start()
         return self
 
@@ -181,11 +180,11 @@ class Watch:
         self.stop.set()
         self.thread.join()
         if sys.stdout.isatty(): print('\r\x1b[2K', end='')
-        ended = f"{'stopped after' if kind else 'done in'} {clock(time.monotonic() - self.t0)}"
-        print(f'{stage_name(self.name, self.round)} · {ended}', flush=True)
-        if not kind:
-            for a in collect_alarms(stage_folder(self.run, self.name, self.round), [self.name]):
-                print(f"  warning: {a['name']}: {a['text']}", flush=True)
+        ended, spent = 'stopped after' if kind else 'done in', clock(time.monotonic() - self.t0)
+        print(f'{stage_name(self.name, self.round)} · {ended} {spent}', flush=True)
+        if kind: return
+        for a in collect_alarms(stage_folder(self.run, self.name, self.round), [self.name]):
+            print(f"  warning: {a['name']}: {a['text']}", flush=True)
 
 # %% ../../nbs/runs/executor.ipynb #1f5fd8da
 def run_stage(
