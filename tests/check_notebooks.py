@@ -93,10 +93,11 @@ def run_notebook(copy, name):
     return ''
 
 def shown(cell):
-    "What the outputs of a cell say, pictures left out"
+    "What the outputs of a cell say; pictures and warnings are left out"
     texts = []
     for o in cell.get('outputs', []):
-        if o['output_type'] == 'stream': texts.append(''.join(o['text']))
+        if o['output_type'] == 'stream':
+            if o['name'] == 'stdout': texts.append(''.join(o['text']))
         else: texts += [''.join(v) for k,v in sorted(o.get('data', {}).items()) if k.startswith('text/')]
     return '\n'.join(t.strip() for t in texts)
 
