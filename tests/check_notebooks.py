@@ -85,7 +85,8 @@ def run_notebook(copy, name):
     started, path = time.monotonic(), copy/name
     skip_slow(path)
     nb = nbformat.read(path, as_version=4)
-    client = NotebookClient(nb, timeout=900, kernel_name='python3', resources={'metadata':{'path':str(path.parent)}})
+    client = NotebookClient(nb, timeout=900, kernel_name='python3', extra_arguments=['--log-level=ERROR'],
+                            resources={'metadata':{'path':str(path.parent)}})
     try: client.execute(env={**os.environ, 'PYTHONPATH':str(copy), 'PYDEVD_DISABLE_FILE_VALIDATION':'1'})
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as e: return f'{name}:\n{str(e)[-3000:]}'
     finally: print(f'{name} · {time.monotonic() - started:.0f} s', flush=True)
