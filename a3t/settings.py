@@ -74,7 +74,7 @@ def preset_values(
 )->dict: # key → (its text, the section it comes from); keys that only `[DEFAULT]` sets are left out
     "What a preset and the presets that it extends set; `A3TError` for an unknown name or a circle"
     chain, name, names = [], preset, preset_names(sections)
-    while name:
+    while name or not chain:
         if name not in names:
             where = f'[{chain[-1]}] extends {name!r}, which is no preset' if chain else f'there is no preset {name!r}'
             raise A3TError(f"{where}{did_you_mean(name, names)}: choose one of {', '.join(names)}")

@@ -284,7 +284,7 @@ def test_a_bound_reason_ends_where_its_sentence_ends(folder):
     lm.engine.context = len(encode_segments(lm.tokenizer,
                                             actre_brief_segments(exemplar, 'go to desk', ACTRE_INSTRUCTION,
                                                                  exemplar))) + 3
-    with pytest.raises(ContextFull, match='the context was full'):
+    with pytest.raises(ContextFull, match='the context is full'):
         gather([ActRe(lm, exemplar, grounded=house)(exemplar, 'go to desk')])
 
 # -- exploration

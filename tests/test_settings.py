@@ -279,15 +279,15 @@ def test_a_run_of_an_earlier_version(tmp_path, monkeypatch):
     open_stage('report', 'data/runs/a')
 
 def test_the_doctor_says_it_too(capsys, monkeypatch):
-    from a3t.doctor import doctor
+    from a3t.doctor import check_preset
     monkeypatch.chdir(ROOT)
     gpus(monkeypatch, 0)
     wrong = dict(p=7, opening='smapled', observations='masked', schedule='lineer', normalise='token', quantize='int8',
                  learning_rate=-1, slots=0, device='mps')
-    assert doctor('smoke', wrong) == 1
+    assert check_preset('smoke', wrong) == 1
     out = capsys.readouterr().out
     assert all('BAD  settings' in out and f'setting {k} = ' in out for k in wrong)
-    assert (doctor('smoke', dict(device='cpu')) == 0
+    assert (check_preset('smoke', dict(device='cpu')) == 0
             and 'each within its choices or its range' in capsys.readouterr().out)
 
 def test_a_guess():

@@ -103,7 +103,7 @@ def test_the_trainer_calls_policy_gradient(nf4, rows, tmp_path, monkeypatch):
     assert res['loss_first'] == res['loss_last'] == 0
 
 def test_defaults_are_those_of_the_settings_file():
-    default = read_settings(project_root()/'settings.ini').defaults()
+    default = read_settings(project_root()/'settings.ini')['DEFAULT']
     fields = {k:v for k,v in vars(TrainingSettings()).items() if k in default}
     assert len(fields) == 16 and {k:parse_value(default[k]) for k in fields} == {
         k:list(v) if isinstance(v, tuple) else v for k,v in fields.items()}

@@ -42,7 +42,7 @@ def _become_kernel(request):
     os.environ.update(request['env'])
     log, nothing = os.open(request['log'], os.O_WRONLY|os.O_CREAT|os.O_TRUNC), os.open(os.devnull, os.O_RDWR)
     for fd,to in ((nothing, 0), (nothing, 1), (log, 2)): os.dup2(fd, to)
-    sys.stdin = open(0, closefd=False)
+    sys.stdin = open(0, encoding='utf-8', closefd=False)
     from ipykernel.kernelapp import launch_new_instance
     launch_new_instance(argv=['-f', request['connection']])
 
@@ -51,13 +51,18 @@ def serve():
     os.environ['JPY_PARENT_PID'] = str(os.getpid()) # a kernel ends with the server
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _import_all(json.loads(sys.stdin.readline()))
-    while line := sys.stdin.readline():
-        if not (pid := os.fork()):
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            _become_kernel(json.loads(line))
-            return
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    me, folder = os.getpid(), os.environ['A3T_TEMPORARY']
+    try:
+        while line := sys.stdin.readline():
+            if not (pid := os.fork()):
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                _become_kernel(json.loads(line))
+                return
+            print(pid, flush=True)
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    except BrokenPipeError: pass # the command was killed
+    finally:
+        if os.getpid() == me: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/runs/kernel.ipynb #k0clientf
 class ForkedKernel:

@@ -139,8 +139,8 @@ def divide_weights(
 @dataclass(frozen=True)
 class Compute:
     "How the rows of a batch pass through the model"
-    packed:bool=True      # are common beginnings computed once? Else one row at a time
-    micro_tokens:int=512  # most tokens in a micro-batch
+    packed:bool           # are common beginnings computed once? Else one row at a time
+    micro_tokens:int      # most tokens in a micro-batch
     workers:int=1         # micro-batches computed at the same time, one a thread
     divided:bool=False    # does each process keep only a part of the frozen weights?
 
