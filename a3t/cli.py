@@ -179,7 +179,8 @@ def evaluate(
     what = dict(adapter=file_hash(adapter)[:16], panels={s:p.hash for s,p in panels.items()}, settings=S)
     file = Path(json or data_folder()/'evaluations'/f'{content_hash(what)[:16]}.json')
     store = file.with_suffix('.episodes')
-    claim(store/'evaluation.json', what, any(store.glob('*/*')), 'another evaluation', 'choose another --json')
+    claim(store/'evaluation.json', what, any(store.glob('*/*')), 'the results of another evaluation',
+          'choose another --json')
     score = play_panels(env, panels, S, adapter, store)
     write_json(file, score | dict(preset=preset, **what))
     rows = score['splits'] | ({'all':score} if len(panels) > 1 else {})

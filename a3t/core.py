@@ -309,13 +309,13 @@ def claim(
     path, # JSON file that describes the job, in the folder of its results
     job, # anything JSON can hold
     begun:bool, # does the folder hold results already?
-    other:str='another job', # what it belongs to if `job` differs, for the message
+    other:str='the results of another job', # what it holds if `job` differs, for the message
     remedy:str='choose another folder', # what to do instead of deleting the folder
 ):
     "Reserve a folder for one job; `A3TError` if it holds results of another one"
     path = Path(path)
     if begun and path.exists() and read_json(path) != json.loads(json.dumps(job)):
-        raise A3TError(f'{path.parent} holds the results of {other}: delete it, or {remedy}')
+        raise A3TError(f'{path.parent} holds {other}: delete it, or {remedy}')
     write_json(path, job)
 
 # %% ../nbs/method/01_core.ipynb #3dd9f40d

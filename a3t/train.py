@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import TrainingArguments
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback
-from .core import A3TError, file_hash, read_json, seed_for, write_atomic, write_json
+from .core import A3TError, claim, file_hash, read_json, seed_for, write_atomic, write_json
 from .data import Row
 from .losses import term_weights
 from .models.forward import attention, check_causal, one_line, text_config
@@ -102,15 +102,6 @@ def _fingerprint(model, rows, S):
     return dict(settings=settings, rows=rows_hash(rows),
                 model=[model.config.model_type, model.num_parameters(), str(model.dtype)])
 
-def _claim(output, fingerprint):
-    "`A3TError` if a folder holds results of another training; without results, the settings may change"
-    path = output/'training.json'
-    started = (output/'adapter').exists() or checkpoints(output/'checkpoints') # deletes incomplete checkpoints
-    if path.exists() and started and read_json(path) != fingerprint:
-        raise A3TError(f'{output} holds a training with other trajectories or settings: delete it, or choose another '
-                       f'folder')
-    write_json(path, fingerprint)
-
 # %% ../nbs/method/09_train.ipynb #a49b8d9a
 def trainer_arguments(
     model, # a transformers model
@@ -177,7 +168,10 @@ def train(
     S, output = TrainingSettings(**settings), Path(output)
     compute = plan_compute(model, rows, S, divide)
     with PartialState(cpu=torch.device(divide or model.device).type == 'cpu').main_process_first():
-        _claim(output, _fingerprint(model, rows, S))
+        # deletes incomplete checkpoints
+        begun = (output/'adapter').exists() or checkpoints(output/'checkpoints')
+        claim(output/'training.json', _fingerprint(model, rows, S), begun,
+              'a training with other trajectories or settings')
         if (output/'train.json').exists() and (output/'adapter').exists(): return read_json(output/'train.json')
     adapted = lora(model, S.lora_rank, S.lora_alpha, S.target_modules, S.lora_dropout, S.layers, S.adapter, S.seed)
     unpack_4bit(model)

@@ -144,7 +144,7 @@ def test_old_results_are_moved_not_mixed(fake, capsys, monkeypatch):
                read_json(run/'round_00'/'train.done.json') | {'outputs':{'adapter':'else'}})
     unlock(run/'round_00'/'.evaluate.lock')
     with pytest.raises(A3TError): open_stage('train', run, 5)
-    monkeypatch.setattr('a3t.runs.stage.run_needed', lambda *a: None)  # it would mend the manifest that was just spoilt
+    monkeypatch.setattr('a3t.runs.stage.run_needed', lambda *a: None)  # it would repair the manifest spoilt above
     stage = open_stage('evaluate', run)
     assert 'are now in old/1' in capsys.readouterr().out
     assert (run/'old'/'1'/'round_00'/'evaluate.work'/'half.json').exists() and not list(stage.work.iterdir())
