@@ -31,6 +31,12 @@ def test_links_between_sources_lead_somewhere():
             if not (path.parent/file).exists(): broken.append(f'{path.relative_to(ROOT)} → {target}')
     assert not broken, '\n'.join(broken)
 
+def test_imports_in_the_documents_exist():
+    blocks = [b for path in TEXTS for b in re.findall(r'```python\n(.*?)```', path.read_text(encoding='utf-8'), re.S)]
+    lines = [l for b in blocks for l in b.split('\n') if re.match(r'(from|import) ', l)]
+    assert len(lines) > 5
+    for line in lines: exec(line, {})
+
 def test_every_notebook_has_its_place_in_the_navigation():
     h = hooks()
     shown = {path for folders in h.SECTIONS.values() for f in folders for page in h.pages(f) for path in page.values()}
