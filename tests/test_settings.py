@@ -36,7 +36,8 @@ DICT = ('', 'many', '3', '[]', '{1, 2}', '{1: 2}')
 WRONG = { # key → (preset, wrong values)
     'seed':('smoke', WHOLE), 'rounds':('smoke', POSITIVE + ('1000000',)), 'train_tasks':('smoke', WHOLE),
     'eval_tasks':('smoke', WHOLE),
-    'environment':('smoke', ('', 'alfwurld', 'alfgen', 'shopdata', 'base.x', '../base', '__init__', '3')),
+    'environment':('smoke', ('', 'alfwurld', 'contract', 'trial', 'alfgen', 'shopdata', 'base.x', '../base', '__init__',
+                             '3')),
     'patience':('smoke', WHOLE),
     'engine':('cpu', ('', 'smi', 'Sim', '3', '[]')), 'explore_engine':('cpu', ('', 'textwolrd', 'native')),
     'games':('cpu', ('', ' ', 'genrated', 'Official', '~no-such-user/games')),
