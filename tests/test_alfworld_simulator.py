@@ -87,7 +87,8 @@ def real_games():
     "Published games where they are there"
     for place in filter(None, (os.environ.get('ALFWORLD_DATA'), 'data/alfworld', '../shared/data/alfworld',
                                '../../shared/data/alfworld')):
-        if (Path(__file__).parent.parent/place).exists(): return load_games(Path(__file__).parent.parent/place)
+        try: return load_games(Path(__file__).parent.parent/place)
+        except A3TError as e: assert 'no AlfWorld games at' in str(e)
     pytest.skip('no published games here')
 
 def one_of_each(games, n):

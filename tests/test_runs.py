@@ -4,6 +4,7 @@ from pathlib import Path
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from a3t.core import A3TError, project_root, read_json, write_json
+from a3t.runs.kernel import ForkServer
 from a3t.runs.executor import clock, StageError, Watch, check_parameters, execute, progress_line, run_stage
 from a3t.runs.folders import ONCE, OUTPUTS, needs, open_run, plan, run_folder
 from a3t.runs.manifests import lock, notebook_hash, stage_state, unlock
@@ -366,3 +367,14 @@ def test_an_error_of_ours_names_the_notebook(fake):
     fakes(fake.path/'fakes', baselines="import os; os.kill(os.getpid(), 9)")
     p = fake.a3t('run', 'smoke', '--name', 'b')
     assert p.returncode == 1 and 'its process died' in p.stderr and 'Traceback' not in p.stderr
+
+def test_a_forked_kernel_ends_in_every_way_that_jupyter_knows():
+    with ForkServer(['json']) as server:
+        out = Path(server.folder)/'log'
+        for end, status in (('terminate', -signal.SIGTERM), ('kill', -signal.SIGKILL)):
+            forked = server.fork(cwd='.', env=dict(os.environ), log=str(out), connection=str(out.with_suffix('.json')))
+            assert forked.poll() is None
+            getattr(forked, end)()
+            assert forked.wait() == forked.poll() == status
+            getattr(forked, end)() # it has ended: nothing happens
+            forked.send_signal(signal.SIGINT)

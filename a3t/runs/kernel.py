@@ -90,8 +90,11 @@ class ForkedKernel:
     def send_signal(self,
         number:int, # e.g. `signal.SIGTERM`
     ):
-        "Send a signal to the kernel"
-        os.kill(self.pid, number)
+        "Send a signal to the kernel, unless it has ended"
+        if self.poll() is None: os.kill(self.pid, number)
+
+    def terminate(self): self.send_signal(signal.SIGTERM)
+    def kill(self): self.send_signal(signal.SIGKILL)
 
 # %% ../../nbs/runs/kernel.ipynb #k0serverf
 class ForkServer:
