@@ -117,5 +117,6 @@ def on_post_page(output, page, config):
         target, fragment = urldefrag(unescape(m[1]))
         if re.match(r'\w+:|//', target) or not target.endswith(('.ipynb', '.md')): return m[0]
         new = page_of(unquote(target), page.file.src_uri)
+        if target.endswith('.ipynb'): fragment = fragment.lower() # Jupyter keeps capitals in the names of places
         return f"href=\"{new}{'#' + fragment if fragment else ''}\""
     return re.sub(r'href="([^"]+)"', link, output)
