@@ -14,7 +14,7 @@ OUTSIDE = {'README.md':'index.md', 'CONTRIBUTING.md':'contributing.md', 'data/re
            'LOG.md':'log.md'}
 SECTIONS = {'Method':('method', 'opening', 'training'), 'Environments':('envs',), 'Models':('models',),
             'Runs':('runs', 'stages', 'quality', '.'), 'Experiments':('experiments', 'bench')}
-CODE = r'<(pre|code|script|style|svg|table)\b.*?</\1>|<[^>]+>'
+CODE = r'<(pre|code|script|style|svg)\b.*?</\1>|<table[^>]*\bdataframe\b.*?</table>|<[^>]+>'
 FORMULA = re.compile(CODE + r'|\$\$(.+?)\$\$|\$(?![\s\d])([^$\n]+?)(?<!\s)\$', re.S)
 
 def title(path):

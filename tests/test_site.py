@@ -48,6 +48,8 @@ def test_formulas_become_mathml_and_code_stays():
     h = hooks()
     got = h.formulas('<p>with $R_f = -1$ and <code>$HOME</code>, for $5</p><pre>$x$</pre>')
     assert got.count('<math') == 1 and '<code>$HOME</code>' in got and '<pre>$x$</pre>' in got and 'for $5' in got
+    tables = h.formulas('<table><td>$x$</td></table><table border="1" class="dataframe"><td>$x$</td></table>')
+    assert tables.count('<math') == 1 and tables.endswith('<td>$x$</td></table>')
     assert 'display="block"' in h.formulas('<p>$$\\frac{1}{K}$$</p>')
 
 # -- the built site
