@@ -260,7 +260,7 @@ def verify(
     file:str, # episodes: a file, e.g. episodes.jsonl, a trajectory store, a run, or a folder with such files
     other:str='', # a second such file, for a paired test, e.g. baseline.jsonl; by default none
     *,
-    # games: official, generated, a folder with the official data, or a packed file, e.g. data/alfworld/games.jsonl.xz
+    # games: official, generated, a folder of official data or of a run, a packed file, a preset, e.g. cpu
     games:str='official',
     panel:str='', # panel that must be complete: a name or a file of `a3t panel`, e.g. seen; by default the episodes' split
     steps:int=50, # limit of steps; what comes later does not count, e.g. 30

@@ -13,7 +13,7 @@ from a3t.envs.alfworld.simulator import AlfSim
 from a3t.envs.base import Panel
 from a3t.exchange.formats import action_of, record, records
 from a3t.exchange.names import Index, name_parts, same_words
-from a3t.exchange.panel import panel_data, read_panel
+from a3t.exchange.panel import panel_data, read_panel, source_games
 from a3t.exchange.verify import verify_file
 
 QUIET = dict(deadline=None, suppress_health_check=list(HealthCheck))
@@ -154,8 +154,8 @@ def test_a_truncated_file_is_named(tmp_path, honest, source):
 
 def test_broken_lines_are_named_and_the_others_count(tmp_path, honest, source):
     file = write(tmp_path/'x.jsonl', honest)
-    before, after = b'\xff\xfe\n{"task": 3, "actions": [], "won": true}\n\n[1, 2]\n', b'{"a": 1}\n' + b'['*100_000 + b'\n'
-    file.write_bytes(before + file.read_bytes() + after)
+    before = b'\xff\xfe\n{"task": 3, "actions": [], "won": true}\n\n[1, 2]\n'
+    file.write_bytes(before + file.read_bytes() + b'{"a": 1}\n' + b'['*100_000 + b'\n')
     status, res = verified(file, source)
     wheres = [p['what'].split(':')[0] for p in res['problems']]
     assert status == 1 and res['n'] == 12
@@ -264,6 +264,26 @@ def test_examples_in_the_prompt_are_not_played():
     ('think: Action is needed', ''), ('Action: a\nObservation: b\nAction: c', 'c'), ('go to desk 1', 'go to desk 1')])
 def test_actions_in_prose(text, action): assert action_of(text)[1] == action
 
+def test_a_farewell_is_no_action():
+    said = [dict(role='user', content='Your task is to: a.'), dict(role='assistant', content='Action: look'),
+            dict(role='user', content='x'), dict(role='assistant', content='Done.')]
+    assert record(dict(task='t', messages=said), '1').actions == ['look']
+    said[1]['content'] = 'look' # nothing is marked
+    assert record(dict(task='t', messages=said), '1').actions == ['look', 'Done.']
+    step = dict(source='agent', message='look', observation=dict(results=[dict(content='x')]))
+    atif = dict(schema_version='ATIF-v1.2', steps=[step, dict(source='agent', message='Done.')], extra=dict(task='t'))
+    assert record(atif, '1').actions == ['look']
+    step.pop('observation')
+    assert record(atif, '1').actions == ['look', 'Done.']
+
+def test_presets_and_runs_are_sources(tmp_path, monkeypatch):
+    made = {'train':3, 'seen':2, 'unseen':2, 'rooms':1, 'unseen_rooms':1}
+    (tmp_path/'run.json').write_text(json.dumps(dict(settings=dict(environment='alfworld', games='generated',
+                                                                  generator=made))))
+    monkeypatch.setenv('A3T_DATA', str(tmp_path/'data'))
+    assert dict(source_games(str(tmp_path))) == dict(generate_games(**made))
+    with pytest.raises(A3TError, match='has the environment cooking'): source_games('cpu-cooking')
+
 NAME = 'pick_and_place_simple-Pen-None-Desk-301', 'trial_T20190909_012345_678901'
 
 @pytest.mark.parametrize('form', [
@@ -287,8 +307,8 @@ def test_words_of_older_versions_agree():
 
 # -- whatever the file holds
 
-WORDS = ('task', 'actions', 'won', 'conversations', 'messages', 'steps', 'meta', 'extra', 'reward', 'from', 'value', 'role',
-         'content', 'schema_version', 'tool_calls', 'function', 'arguments', 'observation', 'results', 'source',
+WORDS = ('task', 'actions', 'won', 'conversations', 'messages', 'steps', 'meta', 'extra', 'reward', 'from', 'value',
+         'role', 'content', 'schema_version', 'tool_calls', 'function', 'arguments', 'observation', 'results', 'source',
          'final_metrics', 'observations')
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8), lambda x: st.lists(
     x, max_size=4) | st.dictionaries(st.sampled_from(WORDS), x, max_size=5), max_leaves=20)

@@ -13,16 +13,15 @@ from types import SimpleNamespace
 from fastcore.basics import patch
 from .. import __version__
 from ..core import A3TError, brief, content_hash, file_hash, project_path, write_json
-from ..envs.alfworld import games_source
 from ..envs.alfworld.engine import reworded
-from ..envs.alfworld.games import Games, SPLITS, load_games, task_type
+from ..envs.alfworld.games import Games, SPLITS, task_type
 from ..envs.alfworld.panels import published
 from ..envs.alfworld.simulator import NOTHING
 from ..envs.base import Panel
 from ..evaluate import paired, wilson
 from .formats import Record, episode_files, records
 from .names import Index, house, same_words
-from .panel import NAMES, check_name, read_panel
+from .panel import NAMES, check_name, read_panel, source_games
 
 # %% ../../nbs/exchange/verify.ipynb #ve06
 def replay(
@@ -114,8 +113,9 @@ class Check:
         steps:int=50, # limit of steps
         hashes:dict=None, # task → hash that a panel demands
     ):
-        self.index, self.steps, self.won, self.problems = index, steps, {}, []
-        self.seen, self.totals, self.sound = Counter(), Counter(), {}
+        self.index, self.steps, self.problems = index, steps, []
+        self.seen, self.totals = Counter(), Counter()
+        self.won, self.sound = {}, {}
         self.hashes = [hashes or {}, *(published()[s] for s in SPLITS)]
 
     def add_problem(self, kind, task, what, where=''):
@@ -247,13 +247,13 @@ def _clean(text):
 def _index(games):
     "The games of a source; those that cannot be read are left out, with a note"
     bad = []
-    found = load_games(games_source(games), bad)
+    found = source_games(games, bad=bad)
     if bad: print(f'{len(bad):,} game files cannot be read: {bad[0]}\n')
     return Index(found, bad)
 
 def verify_command(
     files:list, # one or two files of episodes
-    games:str, # source of games: 'official', 'generated', a folder, or a packed file
+    games:str, # as `source_games` takes it
     panel:str='', # name or file of a panel; '': guess
     steps:int=50, # limit of steps
     json:str='', # file for the result
