@@ -45,10 +45,10 @@ def _outcome_faults(r, res, steps):
     if r.won is not None and r.reward is not None and r.won != (r.reward >= 1):
         yield 'claim', f'contradicts itself: success is {r.won}, and the reward is {r.reward:g}'
     if claim and not res.won:
-        where = f'the {steps} actions that count' if n > steps else f'its {n} actions'
+        where = f'the {steps} actions that count' if n > steps else f'its actions ({n})'
         yield 'claim', f'claims success, but {where} do not reach it'
     if claim is False and res.won: yield 'claim', f'claims failure, but action {res.end} wins'
-    if res.won and n > res.end: yield 'after', f'{n - res.end} actions after the end: action {res.end} wins'
+    if res.won and n > res.end: yield 'after', f'action {res.end} wins and ends the game, but there are {n} actions'
     elif n > steps: yield 'steps', f'{n} actions, but the limit is {steps} steps'
 
 def _word_faults(r, res):
