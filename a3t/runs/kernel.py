@@ -34,6 +34,12 @@ def _import_all(modules):
         try: importlib.import_module(name)
         except Exception: pass # the stage that needs it reports it
 
+def _hash_code(modules):
+    "Hash the modules of `a3t`, as the manifest of each stage will; the hashes are kept"
+    from a3t.runs.manifests import code_hashes
+    try: code_hashes(modules)
+    except Exception: pass # as above
+
 def _become_kernel(request):
     "Turn a fork into a kernel"
     os.setsid()
@@ -50,7 +56,9 @@ def serve():
     "The fork server: import modules, then fork a kernel for each line of standard input, one at a time"
     os.environ['JPY_PARENT_PID'] = str(os.getpid()) # a kernel ends with the server
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _import_all(json.loads(sys.stdin.readline()))
+    modules = json.loads(sys.stdin.readline())
+    _import_all(modules)
+    if ours := [m for m in modules if m.startswith('a3t.')]: _hash_code(ours)
     gc.freeze() # forks share what is imported, and their garbage collectors leave it alone
     me, folder = os.getpid(), os.environ['A3T_TEMPORARY']
     try:
