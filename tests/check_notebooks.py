@@ -75,6 +75,8 @@ LIBRARIES = ('IPython.display', 'accelerate', 'datasets', 'fastcore.all', 'ipyke
              'nbdev.showdoc', 'pandas', 'peft', 'torch', 'transformers.models.auto.modeling_auto',
              'transformers.models.auto.tokenization_auto', 'transformers.models.llama.modeling_llama',
              'transformers.models.mistral.modeling_mistral')
+# notebooks whose kernel is a new process: Ray has not started in a fork
+NEW_PROCESS = {'nbs/runs/cluster.ipynb'}
 
 def read_notebook(path): return json.loads(path.read_text(encoding='utf-8'))
 
@@ -117,12 +119,13 @@ def run_notebook(copy, name, servers):
     "Execute a notebook of the copy with a fork server that is free; what went wrong, or nothing"
     started, path = time.monotonic(), copy/name
     skip_slow(path)
-    server = servers.get()
-    try: nbformat.write(execute(copy, path, server), path)
+    server, new = servers.get(), name.as_posix() in NEW_PROCESS
+    try: nbformat.write(execute(copy, path, None if new else server), path)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as e: return f'{name}:\n{str(e)[-3000:]}'
     finally:
         servers.put(server)
-        print(f'{name} · {time.monotonic() - started:.0f} s', flush=True)
+        how = ', in a new process' if new else ''
+        print(f'{name} · {time.monotonic() - started:.0f} s{how}', flush=True)
     return ''
 
 def shown(cell):
