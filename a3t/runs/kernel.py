@@ -40,6 +40,7 @@ def _hash_code(modules):
     try: code_hashes(modules)
     except Exception: pass # as above
 
+# %% ../../nbs/runs/kernel.ipynb #k0servg
 def _become_kernel(request):
     "Turn a fork into a kernel"
     os.setsid()
