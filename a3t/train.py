@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from .core import A3TError, claim, file_hash, read_json, seed_for, write_atomic, write_json
 from .data import Row
 from .losses import term_weights
-from .models.forward import attention, check_causal, one_line, text_config
+from .models.forward import attention, check_causal, clear_errors, text_config
 from .models.logprobs import lean, can_pack
 from .models.weights import best_dtype, load_model, quiet, unpack_4bit
 from .training.batches import Batches, Compute, PolicyTrainer, divide_weights, threads
@@ -156,7 +156,6 @@ def plan_compute(
 # %% ../nbs/method/09_train.ipynb #0452f6ba
 def train(
     model, # a transformers causal language model from `load_model`; unchanged afterwards
-    tokenizer, # its tokenizer
     rows, # of `Row`, from `make_rows`
     output, # folder: `adapter/`, `train.jsonl`, `train.json`, and `checkpoints/` while it runs
     *, progress:str=None, # label of the progress bar; none by default
@@ -243,7 +242,7 @@ def run_epochs(
     done, net = checkpoints(trainer.args.output_dir), trainer.net
     if announce and not done: print(expected_memory(trainer, S.gradient_checkpointing), flush=True)
     if S.gradient_checkpointing:
-        with one_line(net, 'knows no gradient checkpointing'):
+        with clear_errors(net, 'knows no gradient checkpointing'):
             net.gradient_checkpointing_enable({'use_reentrant':False})
         net.disable_input_require_grads() # not needed, and it would send gradients through every layer
     trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
@@ -327,9 +326,9 @@ def train_together(
     job = read_json(Path(folder)/'job.json')
     device = _device(job)
     dtype = getattr(torch, job['model'].get('dtype', ''), best_dtype(device))
-    model, tokenizer = load_model(**job['model'] | dict(device='cpu' if divide else device, dtype=dtype))
+    model, _ = load_model(**job['model'] | dict(device='cpu' if divide else device, dtype=dtype))
     rows = [_row(r) for r in job['rows']]
-    return train(model, tokenizer, rows, folder, divide=device if divide else None, **job['settings'])
+    return train(model, rows, folder, divide=device if divide else None, **job['settings'])
 
 # %% ../nbs/method/09_train.ipynb #b4770e24
 def _count_lines(path): return path.read_bytes().count(b'\n') if path.exists() else 0

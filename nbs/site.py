@@ -7,6 +7,8 @@ from urllib.parse import unquote, urldefrag
 
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File
+from mkdocs_jupyter import nbconvert2
+from mkdocs_jupyter.preprocessors import SubCell
 
 ROOT = Path(__file__).resolve().parent.parent
 # file → page
@@ -16,6 +18,17 @@ SECTIONS = {'Method':('method', 'opening', 'training'), 'Environments':('envs',)
             'Runs':('runs', 'stages', 'quality', 'exchange', '.'), 'Experiments':('experiments', 'bench')}
 CODE = r'<(pre|code|script|style|svg)\b.*?</\1>|<table[^>]*\bdataframe\b.*?</table>|<[^>]+>'
 FORMULA = re.compile(CODE + r'|\$\$(.+?)\$\$|\$(?![\s\d])([^$\n]+?)(?<!\s)\$', re.S)
+
+HIDDEN = re.compile(r'#\| *(hide|default_exp)\b')
+
+class ShownCells(SubCell):
+    "The cells of a notebook that readers need: not those for nbdev, and none that hides itself"
+    def preprocess(self, nb, resources):
+        nb, resources = super().preprocess(nb, resources)
+        nb.cells = [c for c in nb.cells if not HIDDEN.match(c.source)]
+        return nb, resources
+
+nbconvert2.SubCell = ShownCells # mkdocs-jupyter can only leave out cells with a tag
 
 def title(path):
     "First heading of a notebook"

@@ -1,6 +1,6 @@
 """Notebooks are clean, the package is what they export, parameters cells are there, all notebooks run, and their stored
 outputs are what today's code gives. A cell whose output varies with time or machine has the tag `varies`"""
-import json, os, re, shutil, subprocess, sys, tempfile, time
+import contextlib, json, os, queue, re, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,6 +69,14 @@ SLOW = re.compile(r'^#\| *(slow|eval: *false)', re.M) # cells that this check le
 NUMBER = re.compile(r'-?\d+\.\d+(?:e[+-]?\d+)?')
 TOLERANCE = .02 # of a number with a decimal point: another processor rounds otherwise
 WORKERS = 2
+# of other projects, and slow to import: a kernel is a fork of a process that has imported them. Nothing of a3t is among
+# them, so that each kernel imports and sets up a3t itself
+LIBRARIES = ('IPython.display', 'accelerate', 'datasets', 'fastcore.all', 'ipykernel.kernelapp', 'matplotlib.pyplot',
+             'nbdev.showdoc', 'pandas', 'peft', 'torch', 'transformers.models.auto.modeling_auto',
+             'transformers.models.auto.tokenization_auto', 'transformers.models.llama.modeling_llama',
+             'transformers.models.mistral.modeling_mistral')
+# notebooks whose kernel is a new process: Ray has not started in a fork
+NEW_PROCESS = {'nbs/runs/cluster.ipynb'}
 
 def read_notebook(path): return json.loads(path.read_text(encoding='utf-8'))
 
@@ -80,17 +88,44 @@ def skip_slow(path):
             c['metadata']['tags'] = [*c['metadata'].get('tags', []), 'skip-execution']
     path.write_text(json.dumps(nb), encoding='utf-8')
 
-def run_notebook(copy, name):
-    "Execute a notebook of the copy in its folder; what went wrong, or nothing"
+def kernel_environment(copy):
+    "Environment variables of a notebook's kernel"
+    return {**os.environ, 'PYTHONPATH':str(copy), 'PYDEVD_DISABLE_FILE_VALIDATION':'1'}
+
+@contextlib.contextmanager
+def fork_servers(copy):
+    "A queue with a fork server for each worker, since a server forks one kernel at a time"
+    from a3t.runs.kernel import ForkServer
+    own = dict(PYTHONPATH=str(copy), PYTHONSAFEPATH='1', PYTHONHASHSEED='random',
+               MPLBACKEND='module://matplotlib_inline.backend_inline')
+    servers = queue.SimpleQueue()
+    with contextlib.ExitStack() as stack:
+        for _ in range(WORKERS): servers.put(stack.enter_context(ForkServer(LIBRARIES, **own)))
+        yield servers
+
+def execute(copy, path, server):
+    "Execute a notebook of the copy in its folder, in a fork of the server; returns the executed notebook"
+    from a3t.runs.kernel import kernel_class, kill_kernels
+    nb = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory(prefix='a3t-') as own:
+        kernel = kernel_class(Path(own)/'log', own, server)
+        client = NotebookClient(nb, timeout=900, kernel_manager_class=kernel, extra_arguments=['--log-level=ERROR'],
+                                resources={'metadata':{'path':str(path.parent)}})
+        try: client.execute(env=kernel_environment(copy))
+        finally: kill_kernels(kernel.pids)
+    return nb
+
+def run_notebook(copy, name, servers):
+    "Execute a notebook of the copy with a fork server that is free; what went wrong, or nothing"
     started, path = time.monotonic(), copy/name
     skip_slow(path)
-    nb = nbformat.read(path, as_version=4)
-    client = NotebookClient(nb, timeout=900, kernel_name='python3', extra_arguments=['--log-level=ERROR'],
-                            resources={'metadata':{'path':str(path.parent)}})
-    try: client.execute(env={**os.environ, 'PYTHONPATH':str(copy), 'PYDEVD_DISABLE_FILE_VALIDATION':'1'})
+    server, new = servers.get(), name.as_posix() in NEW_PROCESS
+    try: nbformat.write(execute(copy, path, None if new else server), path)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as e: return f'{name}:\n{str(e)[-3000:]}'
-    finally: print(f'{name} · {time.monotonic() - started:.0f} s', flush=True)
-    nbformat.write(nb, path)
+    finally:
+        servers.put(server)
+        how = ', in a new process' if new else ''
+        print(f'{name} · {time.monotonic() - started:.0f} s{how}', flush=True)
     return ''
 
 def shown(cell):
@@ -123,8 +158,8 @@ def stale(copy, name, root=ROOT):
 def check_outputs(copy):
     "Run all notebooks of the copy; a list of what failed or is stale"
     names = notebooks(ROOT)
-    with ThreadPoolExecutor(WORKERS) as pool:
-        failed = [f for f in pool.map(lambda n: run_notebook(copy, n), names) if f]
+    with fork_servers(copy) as servers, ThreadPoolExecutor(WORKERS) as pool:
+        failed = [f for f in pool.map(lambda n: run_notebook(copy, n, servers), names) if f]
     must(nbdev(copy, 'nbdev-clean'))
     return failed or [s for n in names for s in stale(copy, n)]
 

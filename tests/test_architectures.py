@@ -276,13 +276,13 @@ def test_gradients_are_those_of_plain_transformers(name):
 def test_training_a_model_that_falls_back(tmp_path):
     "GPT-2 learns its rows; misfits are refused in one line"
     model = build('gpt2', resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.)
-    made = train(model, TOKENIZER, ROWS, tmp_path/'a', epochs=4, learning_rate=1e-2, batch_size=2,
+    made = train(model, ROWS, tmp_path/'a', epochs=4, learning_rate=1e-2, batch_size=2,
                  target_modules='all-linear', gradient_checkpointing=False)
     assert made['loss_last'] < made['loss_first']
     lm = LocalModel(model, TOKENIZER)
     tuned = lm.adapter(made['adapter'])
     base, learned = (gather([v.score('go', ['to desk 1'])]) for v in (lm, tuned))
     assert base != learned and gather([lm.score('go', ['to desk 1'])]) == base
-    assert 'target_modules' in refused(lambda: train(model, TOKENIZER, ROWS, tmp_path/'b'))
+    assert 'target_modules' in refused(lambda: train(model, ROWS, tmp_path/'b'))
     assert 'reads only 256' in refused(lambda: token_logprobs(model,
                                                               [Row((5,)*300, (False,) + (True,)*299, 1., 't', True)]))

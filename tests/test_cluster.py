@@ -55,7 +55,7 @@ def test_two_processes_equal_one_and_resume(folder, tmp_path, interruptible):
     "Killed after the first epoch, all at once, and started again"
     model, tok = load_model(folder, device='cpu', dtype=torch.float32)
     rows, kw = rows_of(tok), FAST | dict(epochs=24) # enough that it cannot end before the kill
-    train(model, tok, rows, tmp_path/'one', **kw)
+    train(model, rows, tmp_path/'one', **kw)
     job = dict(name=folder, quantize='none', device='cpu', dtype='float32')
     def stop_after_an_epoch():
         while not list((tmp_path/'two'/'checkpoints').glob('*/complete.json')): time.sleep(.02)
@@ -100,7 +100,7 @@ def test_divided_weights_equal_whole_ones(folder, tmp_path, monkeypatch, quantiz
     "Each process keeps its part of the weights of each layer"
     model, tok = load_model(folder, quantize, 'cpu', torch.float32)
     kw = FAST | dict(gradient_checkpointing=quantize == 'nf4')
-    train(model, tok, rows_of(tok), tmp_path/'one', **kw)
+    train(model, rows_of(tok), tmp_path/'one', **kw)
     monkeypatch.setenv('ACCELERATE_USE_FSDP', 'true') # what `accelerate launch --use_fsdp` says
     launch(TWO, dict(name=folder, quantize=quantize, device='cpu', dtype='float32'), rows_of(tok), tmp_path/'two', **kw)
     assert_same_training(tmp_path/'one', tmp_path/'two')

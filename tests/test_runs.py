@@ -372,7 +372,8 @@ def test_a_forked_kernel_ends_in_every_way_that_jupyter_knows():
     with ForkServer(['json']) as server:
         out = Path(server.folder)/'log'
         for end, status in (('terminate', -signal.SIGTERM), ('kill', -signal.SIGKILL)):
-            forked = server.fork(cwd='.', env=dict(os.environ), log=str(out), connection=str(out.with_suffix('.json')))
+            forked = server.fork(cwd='.', env=dict(os.environ), log=str(out),
+                                 arguments=['-f', str(out.with_suffix('.json'))])
             assert forked.poll() is None
             getattr(forked, end)()
             assert forked.wait() == forked.poll() == status

@@ -52,6 +52,18 @@ def test_formulas_become_mathml_and_code_stays():
     assert tables.count('<math') == 1 and tables.endswith('<td>$x$</td></table>')
     assert 'display="block"' in h.formulas('<p>$$\\frac{1}{K}$$</p>')
 
+def test_cells_for_nbdev_are_not_shown(tmp_path):
+    from mkdocs_jupyter import convert
+    import nbformat.v4 as v4
+    hooks()
+    sources = ('#| default_exp secret', '#| hide\nfrom nowhere import secret', '#| export\nshown = 1', 'shown + 1')
+    nb = v4.new_notebook(cells=[v4.new_code_cell(s) for s in sources],
+                         metadata=dict(kernelspec=dict(name='python3', language='python', display_name='Python 3')))
+    path = tmp_path/'a.ipynb'
+    path.write_text(v4.writes(nb), encoding='utf-8')
+    html = convert.nb2html(str(path))
+    assert html.count('shown') >= 2 and 'secret' not in html and 'default_exp' not in html
+
 # -- the built site
 
 class Page(HTMLParser):

@@ -89,7 +89,7 @@ def test_gradient_through_nf4(folder, rows):
 def test_the_trainer_computes_equation_1(nf4, rows, tmp_path):
     "The first line of the log is J of `policy_gradient`, and nothing else in the trainer computes it"
     model, tok = nf4
-    train(model, tok, rows, tmp_path, **FAST | dict(epochs=1, batch_size=len(rows), contrast_floor=0.))
+    train(model, rows, tmp_path, **FAST | dict(epochs=1, batch_size=len(rows), contrast_floor=0.))
     with torch.no_grad(), quiet(): logp, which = token_logprobs(model.train(), rows)
     model.eval()
     sums = torch.stack([logp[which == i].sum() for i in range(len(rows))])
@@ -99,7 +99,7 @@ def test_the_trainer_computes_equation_1(nf4, rows, tmp_path):
 def test_the_trainer_calls_policy_gradient(nf4, rows, tmp_path, monkeypatch):
     nothing = lambda logp, rewards, m: 0.*policy_gradient(logp, rewards)
     monkeypatch.setattr('a3t.training.batches.policy_gradient', nothing)
-    res = train(*nf4, rows, tmp_path, **FAST | dict(epochs=1))
+    res = train(nf4[0], rows, tmp_path, **FAST | dict(epochs=1))
     assert res['loss_first'] == res['loss_last'] == 0
 
 def test_defaults_are_those_of_the_settings_file():
@@ -115,7 +115,7 @@ def test_loss_falls_and_model_is_untouched(nf4, rows, tmp_path):
     ids = torch.tensor([rows[0].input_ids])
     with torch.no_grad(), quiet(): before = model(ids).logits
     names = [n for n,_ in model.named_modules()]
-    res = train(model, tok, rows, tmp_path, **FAST | dict(epochs=12))
+    res = train(model, rows, tmp_path, **FAST | dict(epochs=12))
     with torch.no_grad(), quiet(): after = model(ids).logits
     assert torch.equal(before, after) and names == [n for n,_ in model.named_modules()] and not model.training
     assert (res['loss_last'] < res['loss_first'] - .5 and res['steps'] == 24 and res['trajectories'] == 4
@@ -147,36 +147,36 @@ def kill_at(monkeypatch, step):
 @pytest.mark.parametrize('step,dropout', [(1, 0.), (3, 0.), (5, .2)])
 def test_resume_is_identical(nf4, rows, tmp_path, monkeypatch, step, dropout):
     kw = FAST | dict(lora_dropout=dropout)
-    whole = train(*nf4, rows, tmp_path/'a', **kw)
+    whole = train(nf4[0], rows, tmp_path/'a', **kw)
     kill_at(monkeypatch, step)
-    with pytest.raises(Killed): train(*nf4, rows, tmp_path/'b', **kw)
+    with pytest.raises(Killed): train(nf4[0], rows, tmp_path/'b', **kw)
     monkeypatch.undo()
     half = tmp_path/'b'/'checkpoints'/'checkpoint-99'           # what a kill in mid-save leaves
     half.mkdir(parents=True); (half/'adapter_model.safetensors').write_bytes(b'half')
     with open(tmp_path/'b'/'train.jsonl', 'a') as f: f.write('{"step": 7, "lo')
-    again = train(*nf4, rows, tmp_path/'b', **kw)
+    again = train(nf4[0], rows, tmp_path/'b', **kw)
     strip = lambda d: {k:v for k,v in d.items() if k not in ('seconds', 'adapter')}
     assert strip(again) == strip(whole) and file_hash(tmp_path/'a'/'adapter') == file_hash(tmp_path/'b'/'adapter')
     a, b = ([strip(l) for l in read_log(tmp_path/d/'train.jsonl')] for d in 'ab')
     assert a == b
-    assert train(*nf4, rows, tmp_path/'b', **kw) == again         # ended: nothing is done again
+    assert train(nf4[0], rows, tmp_path/'b', **kw) == again         # ended: nothing is done again
 
 @pytest.mark.parametrize('step,dropout', [(2, 0.), (4, .2), (7, .2)])
 def test_resume_in_mid_epoch_repeats_one_step(nf4, rows, tmp_path, monkeypatch, step, dropout):
     "A checkpoint after every step: the killed step alone is done again, and everything is the same to the byte"
     kw, began = FAST | dict(lora_dropout=dropout, batch_size=1), []
-    whole = train(*nf4, rows, tmp_path/'a', **kw)
+    whole = train(nf4[0], rows, tmp_path/'a', **kw)
     monkeypatch.setattr('a3t.training.log.SAVE_EVERY', 0.)
     with monkeypatch.context() as m:
         kill_at(m, step)
-        with pytest.raises(Killed): train(*nf4, rows, tmp_path/'b', **kw)
+        with pytest.raises(Killed): train(nf4[0], rows, tmp_path/'b', **kw)
     kept = checkpoints(tmp_path/'b'/'checkpoints')
     # of those within an epoch the newest
     assert [int(p.name.split('-')[1]) for p in kept] == [*range(4, step, 4), *([step - 1] if (step - 1)%4 else [])]
     assert [ends_epoch(p) for p in kept] == [int(p.name.split('-')[1])%4 == 0 for p in kept]
     monkeypatch.setattr(StepLog, 'on_step_begin',
                         lambda self, args, state, control, **kw: began.append(state.global_step + 1))
-    again = train(*nf4, rows, tmp_path/'b', **kw)
+    again = train(nf4[0], rows, tmp_path/'b', **kw)
     strip = lambda d: {k:v for k,v in d.items() if k not in ('seconds', 'adapter')}
     assert began == list(range(step, 13)) and strip(again) == strip(whole)
     assert file_hash(tmp_path/'a'/'adapter') == file_hash(tmp_path/'b'/'adapter')
@@ -189,21 +189,21 @@ def test_checkpoints_come_with_time_and_only_epochs_are_averaged(nf4, rows, tmp_
         was(self, args, state, control, **kw)
         seen.append((state.global_step, [p.name for p in checkpoints(args.output_dir)]))
     monkeypatch.setattr(StepLog, 'on_save', on_save)
-    plain = train(*nf4, rows, tmp_path/'a', **FAST | dict(batch_size=1, epochs=2))
+    plain = train(nf4[0], rows, tmp_path/'a', **FAST | dict(batch_size=1, epochs=2))
     assert [s for s,_ in seen] == [4, 8] # less than SAVE_EVERY seconds: at the ends of epochs alone
     seen.clear()
     monkeypatch.setattr('a3t.training.log.SAVE_EVERY', 0.)
-    assert train(*nf4, rows, tmp_path/'b',
+    assert train(nf4[0], rows, tmp_path/'b',
                  **FAST | dict(batch_size=1, epochs=2))['adapter_hash'] == plain['adapter_hash']
     assert [s for s,_ in seen] == list(range(1, 9)) and seen[2][1] == ['checkpoint-3']
     assert seen[5][1] == ['checkpoint-4', 'checkpoint-6'] and seen[7][1] == ['checkpoint-4', 'checkpoint-8']
 
 def test_killed_after_the_last_step(nf4, rows, tmp_path, monkeypatch):
-    whole = train(*nf4, rows, tmp_path/'a', **FAST)
+    whole = train(nf4[0], rows, tmp_path/'a', **FAST)
     monkeypatch.setattr('a3t.train.save_adapter', lambda *a: (_ for _ in ()).throw(Killed))
-    with pytest.raises(Killed): train(*nf4, rows, tmp_path/'b', **FAST)
+    with pytest.raises(Killed): train(nf4[0], rows, tmp_path/'b', **FAST)
     monkeypatch.undo()
-    assert train(*nf4, rows, tmp_path/'b', **FAST)['adapter_hash'] == whole['adapter_hash']
+    assert train(nf4[0], rows, tmp_path/'b', **FAST)['adapter_hash'] == whole['adapter_hash']
 
 def test_sigkill_and_other_process(folder, tmp_path):
     "A process that is really killed; the same bytes come from another process"
@@ -219,28 +219,28 @@ def test_sigkill_and_other_process(folder, tmp_path):
     assert toy(folder, tmp_path/'a', 20) == b and len(b) == 64 # not killed, in this process
 
 def test_other_training_is_refused(nf4, rows, tmp_path):
-    train(*nf4, rows, tmp_path, **FAST | dict(epochs=1))
+    train(nf4[0], rows, tmp_path, **FAST | dict(epochs=1))
     for change in (dict(epochs=2), dict(learning_rate=1e-3), dict(seed=1)):
         with pytest.raises(A3TError, match='other trajectories or settings'):
-            train(*nf4, rows, tmp_path, **FAST | dict(epochs=1) | change)
-    with pytest.raises(A3TError, match='other trajectories'): train(*nf4, rows[:2], tmp_path, **FAST | dict(epochs=1))
+            train(nf4[0], rows, tmp_path, **FAST | dict(epochs=1) | change)
+    with pytest.raises(A3TError, match='other trajectories'): train(nf4[0], rows[:2], tmp_path, **FAST | dict(epochs=1))
 
 def test_corrected_settings_are_accepted(nf4, rows, tmp_path):
     with pytest.raises(A3TError, match='target_modules'):
-        train(*nf4, rows, tmp_path, **FAST | dict(target_modules=('nothing',)))
+        train(nf4[0], rows, tmp_path, **FAST | dict(target_modules=('nothing',)))
     with pytest.raises(A3TError, match='learning_rate'):
-        train(*nf4, rows, tmp_path, **FAST
+        train(nf4[0], rows, tmp_path, **FAST
               | dict(epochs=1, batch_size=1, learning_rate=1e30, max_grad_norm=1e30, warmup=0.))
-    assert train(*nf4, rows, tmp_path, **FAST | dict(epochs=1))['steps'] == 2
+    assert train(nf4[0], rows, tmp_path, **FAST | dict(epochs=1))['steps'] == 2
 
 def test_seed_counts(nf4, rows, tmp_path):
-    h = [train(*nf4, rows, tmp_path/str(i), **FAST | dict(epochs=1, seed=s))['adapter_hash']
+    h = [train(nf4[0], rows, tmp_path/str(i), **FAST | dict(epochs=1, seed=s))['adapter_hash']
          for i,s in enumerate((0, 0, 1))]
     assert h[0] == h[1] != h[2]
 
 def test_average(nf4, rows, tmp_path, monkeypatch):
     monkeypatch.setattr('a3t.train.shutil.rmtree', lambda *a, **k: None)
-    train(*nf4, rows, tmp_path, **FAST)
+    train(nf4[0], rows, tmp_path, **FAST)
     states = [load_file(c/'adapter_model.safetensors') for c in checkpoints(tmp_path/'checkpoints')]
     got = load_file(tmp_path/'adapter'/'adapter_model.safetensors')
     assert len(states) == 3 and got.keys() == states[0].keys()
@@ -250,8 +250,8 @@ def test_average(nf4, rows, tmp_path, monkeypatch):
     assert all(torch.equal(last[k], states[-1][k]) for k in last)
 
 def test_goes_on_from_an_adapter(nf4, rows, tmp_path):
-    first = train(*nf4, rows, tmp_path/'a', **FAST | dict(average=1))
-    second = train(*nf4, rows, tmp_path/'b', **FAST | dict(epochs=1, learning_rate=1e-3), adapter=first['adapter'])
+    first = train(nf4[0], rows, tmp_path/'a', **FAST | dict(average=1))
+    second = train(nf4[0], rows, tmp_path/'b', **FAST | dict(epochs=1, learning_rate=1e-3), adapter=first['adapter'])
     assert second['parameters'] == first['parameters'] and second['loss_first'] < first['loss_first']
 
 @pytest.mark.parametrize('kw,word', [
@@ -259,16 +259,16 @@ def test_goes_on_from_an_adapter(nf4, rows, tmp_path):
     (dict(contrast_floor=0., epochs=60, schedule='constant'), 'contrast_floor')])
 def test_guards(nf4, rows, tmp_path, kw, word):
     with pytest.raises(A3TError, match=word):
-        train(*nf4, [rows[0], rows[2]], tmp_path, **FAST | dict(learning_rate=2e-2) | kw)
+        train(nf4[0], [rows[0], rows[2]], tmp_path, **FAST | dict(learning_rate=2e-2) | kw)
     assert not (tmp_path/'adapter').exists() and read_log(tmp_path/'train.jsonl')
     assert not any('lora' in n for n,_ in nf4[0].named_modules())
 
 def test_bad_input(nf4, rows, tmp_path):
-    with pytest.raises(A3TError, match='empty'): train(*nf4, [], tmp_path/'a')
-    with pytest.raises(A3TError, match='target_modules'): train(*nf4, rows, tmp_path/'b', target_modules=('nothing',))
-    with pytest.raises(A3TError, match='normalise'): train(*nf4, rows, tmp_path/'c', normalise='words')
+    with pytest.raises(A3TError, match='empty'): train(nf4[0], [], tmp_path/'a')
+    with pytest.raises(A3TError, match='target_modules'): train(nf4[0], rows, tmp_path/'b', target_modules=('nothing',))
+    with pytest.raises(A3TError, match='normalise'): train(nf4[0], rows, tmp_path/'c', normalise='words')
     (tmp_path/'file').write_text('')
-    with pytest.raises(A3TError, match='cannot'): train(*nf4, rows, tmp_path/'file'/'d')
+    with pytest.raises(A3TError, match='cannot'): train(nf4[0], rows, tmp_path/'file'/'d')
 
 @pytest.mark.parametrize('size', [0, 8_000, 30_000, 60_000])
 def test_disk_refuses(nf4, rows, tmp_path, size):
@@ -277,17 +277,17 @@ def test_disk_refuses(nf4, rows, tmp_path, size):
     was = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, was[1]))
     try:
-        with pytest.raises(A3TError, match='cannot write'): train(*nf4, rows, tmp_path/'a', **FAST)
+        with pytest.raises(A3TError, match='cannot write'): train(nf4[0], rows, tmp_path/'a', **FAST)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, was)
     assert not (tmp_path/'a'/'adapter').exists()
     if size == 8_000:
-        a, b = (train(*nf4, rows, tmp_path/d, **FAST)['adapter_hash'] for d in 'ab')
+        a, b = (train(nf4[0], rows, tmp_path/d, **FAST)['adapter_hash'] for d in 'ab')
         assert a == b
 
 @pytest.mark.parametrize('kw', [dict(layers=1), dict(gradient_checkpointing=True), dict(micro_tokens=5000),
                                 dict(normalise='none')])
 def test_variants(nf4, rows, tmp_path, kw):
-    a, b = (train(*nf4, rows, tmp_path/str(i), **FAST | dict(epochs=1, average=1) | k) for i,k in enumerate(({}, kw)))
+    a, b = (train(nf4[0], rows, tmp_path/str(i), **FAST | dict(epochs=1, average=1) | k) for i,k in enumerate(({}, kw)))
     assert math.isfinite(b['loss_last'])
     if 'layers' in kw:
         keys = load_file(tmp_path/'1'/'adapter'/'adapter_model.safetensors').keys()
@@ -298,7 +298,7 @@ def test_variants(nf4, rows, tmp_path, kw):
 
 def test_bf16(folder, rows, tmp_path):
     model, tok = load_model(folder, device='cpu', dtype=torch.bfloat16)
-    res = train(model, tok, rows, tmp_path, **FAST | dict(epochs=8))
+    res = train(model, rows, tmp_path, **FAST | dict(epochs=8))
     state = load_file(tmp_path/'adapter'/'adapter_model.safetensors')
     assert all(v.dtype == torch.float32 for v in state.values()) and res['loss_last'] < res['loss_first']
     assert model.config._attn_implementation == 'sdpa'
@@ -361,7 +361,7 @@ def test_threads_change_nothing(folder, rows, tmp_path, dtype):
     for n in (1, 2, 2):
         torch.set_num_threads(n)
         try:
-            hashes.append(train(model, tok, rows, tmp_path/str(len(hashes)),
+            hashes.append(train(model, rows, tmp_path/str(len(hashes)),
                                 **FAST | dict(batch_size=4, micro_tokens=1))['adapter_hash'])
         finally: torch.set_num_threads(was)
     assert hashes[1] == hashes[2]
@@ -410,5 +410,5 @@ def test_most_tokens(rows):
     assert most_tokens(items, [list(range(len(rows)))], 1, 2) == n[0]+n[1]
 
 def test_prints_the_memory_it_needs(nf4, rows, tmp_path, capsys):
-    train(*nf4, rows, tmp_path, **FAST | dict(epochs=1), progress='steps')
+    train(nf4[0], rows, tmp_path, **FAST | dict(epochs=1), progress='steps')
     assert 'GB of memory at most' in capsys.readouterr().out

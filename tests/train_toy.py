@@ -16,7 +16,7 @@ def toy(folder, output, epochs):
     won = ToyHouse.exemplar
     lost = replace(won, won=False, steps=won.steps[:1])
     rows, _ = make_rows(tok, [won, replace(won, steps=won.steps[1:]), lost])
-    return a3t.train.train(model, tok, rows, output, epochs=int(epochs), batch_size=1, lora_rank=4,
+    return a3t.train.train(model, rows, output, epochs=int(epochs), batch_size=1, lora_rank=4,
                            learning_rate=1e-3, contrast_floor=-5., gradient_checkpointing=False)['adapter_hash']
 
 def peak(tokens, threads, checkpointing):
@@ -30,7 +30,7 @@ def peak(tokens, threads, checkpointing):
         return Row(ids, (False,)*20 + tuple(rng.random() < .5 for _ in range(tokens-20)), 1., 't', True)
     model, tok = load_model()
     with tempfile.TemporaryDirectory() as d:
-        a3t.train.train(model, tok, [row() for _ in range(2*threads)], d, epochs=1, batch_size=threads, progress='x',
+        a3t.train.train(model, [row() for _ in range(2*threads)], d, epochs=1, batch_size=threads, progress='x',
                         target_modules=LORA['target_modules'], gradient_checkpointing=bool(checkpointing))
     return json.dumps(dict(plan=plans[0], peak=resident_memory(peak=True)))
 

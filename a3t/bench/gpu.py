@@ -68,7 +68,7 @@ def learn(
     plan = plan_memory(net, rows, checkpointing)
     if net.device.type == 'cuda': torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as d:
-        train(net, tokenizer, rows, d, **SETTINGS, gradient_checkpointing=checkpointing)
+        train(net, rows, d, **SETTINGS, gradient_checkpointing=checkpointing)
         log = read_log(Path(d)/'train.jsonl')
     return dict(rate=tokens_a_second([l['tokens'] for l in log], [l['seconds'] for l in log]),
                 loss=[-l['logp_won'] for l in log], memory=peak_memory(net.device), predicted=plan)
@@ -166,7 +166,7 @@ def _numbers(quantize, device):
     async def ask(ids): return (await lm.engine.ask(ids=list(ids), adapter='', max_tokens=NEW_TOKENS)).token_ids
     answers = gather([ask(r.input_ids[:200]) for r in rows])
     with tempfile.TemporaryDirectory() as d:
-        train(net, tokenizer, rows, d, epochs=3, batch_size=8, learning_rate=1e-2, contrast_floor=-5.,
+        train(net, rows, d, epochs=3, batch_size=8, learning_rate=1e-2, contrast_floor=-5.,
               gradient_checkpointing=False)
         adapter = load_file(Path(d)/'adapter'/'adapter_model.safetensors')
     return dict(logprobs=[logp], adapter=[adapter[k] for k in sorted(adapter) if 'lora_B' in k], answers=answers)

@@ -72,7 +72,7 @@ def train_ours(
     settings = dict(epochs=1, batch_size=BATCH, learning_rate=RATE, target_modules=LORA['target_modules'],
                     average=1, gradient_checkpointing=False) | settings
     with tempfile.TemporaryDirectory() as d:
-        train(net, tokenizer, rows, d, **settings)
+        train(net, rows, d, **settings)
         log = read_log(Path(d)/'train.jsonl')
     return dict(rate=tokens_a_second([l['tokens'] for l in log], [l['seconds'] for l in log]),
                 loss=[l['logp_won'] and -l['logp_won'] for l in log])

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..core import A3TError, file_hash
 from .base import Completion, cut_at_stop, decode_after, encode_segments
 from a3t.models.forward import (
-    Part, SlotCache, check_gap, forward, one_line, patched_forwards, plain_logprobs, sorted_weights, text_config,
+    Part, SlotCache, check_gap, forward, clear_errors, patched_forwards, plain_logprobs, sorted_weights, text_config,
     unsupported)
 from .slots import Request, Slots, pick_tokens
 from a3t.models.weights import (
@@ -299,7 +299,7 @@ def answer_fallback(self:Engine,
     "Answer one request of an unsupported model; an error reaches this request alone"
     start = time.perf_counter()
     try:
-        with one_line(self.model, f'cannot continue a prompt of {len(r.ids)} tokens'):
+        with clear_errors(self.model, f'cannot continue a prompt of {len(r.ids)} tokens'):
             self.use(r.adapter)
             if r.trees is None: self.generate(r)
             else: self.score_fallback(r)
@@ -323,7 +323,7 @@ def check(self:Engine):
     ids = encode_segments(self.tokenizer, PROBE)[:max(1, self.context - PROBE_TOKENS)]
     for self.use_cache in (True, False):
         r = Request(ids=ids, adapter='', future=Future(), max_tokens=PROBE_TOKENS)
-        with one_line(self.model, 'cannot continue a text'):
+        with clear_errors(self.model, 'cannot continue a text'):
             self.generate(r)
             answer = r.future.result()
             with torch.no_grad(): plain = plain_logprobs(self.model, r.ids + answer.token_ids, len(r.ids))

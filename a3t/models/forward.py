@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'SUPPORTED', 'STATIC', 'LIMITS', 'NO_LIMIT', 'lazy_zeros', 'SlotCache', 'Part', 'Packed', 'part_mask',
            'single_mask', 'attend', 'as_bias', 'attend_shared_prefix', 'attend_singles', 'slot_window',
            'slot_attention', 'attention', 'forward', 'sorted_weights', 'patched_forwards', 'unsupported', 'text_config',
-           'context_length', 'one_line', 'plain_logprobs', 'check_causal', 'check_gap']
+           'context_length', 'clear_errors', 'plain_logprobs', 'check_causal', 'check_gap']
 
 # %% ../../nbs/models/forward.ipynb #h1imports
 import contextlib, inspect, math, mmap, sys
@@ -317,12 +317,12 @@ def context_length(
     model, # a transformers model
 )->int: # tokens
     "The longest text that a model can read"
-    with one_line(model, 'has no readable configuration'): config = text_config(model)
+    with clear_errors(model, 'has no readable configuration'): config = text_config(model)
     found = [getattr(config, k, None) for k in LIMITS]
     return next((n for n in found if isinstance(n, int) and n > 0), NO_LIMIT)
 
 @contextlib.contextmanager
-def one_line(
+def clear_errors(
     model, # a transformers model
     what:str, # the failure, as the rest of a sentence that starts with the model's name
 ):
@@ -353,7 +353,7 @@ def check_causal(
 ):
     "Refuse a model whose tokens attend to what follows them, such as BERT"
     half = len(ids)//2
-    with one_line(model, 'cannot read a text'):
+    with clear_errors(model, 'cannot read a text'):
         was = model.training
         model.eval()
         gap = (plain_logprobs(model, ids[:half]) - plain_logprobs(model, ids)[:half - 1]).abs().max().item()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch, torch.nn.functional as F
 from torch.autograd import Function
 from ..core import A3TError
-from .forward import attention, patched_forwards, context_length, one_line, plain_logprobs, unsupported
+from .forward import attention, patched_forwards, context_length, clear_errors, plain_logprobs, unsupported
 
 # %% ../../nbs/models/logprobs.ipynb #eee93627
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def separate_logprobs(
             raise A3TError(f'a trajectory has {len(r)} tokens, but {type(model).__name__} reads only {limit}: lower '
                            f'max_length')
         loss = [t for t,m in enumerate(r.loss_mask) if m]
-        with one_line(model, 'cannot be trained'): scored = plain_logprobs(model, r.input_ids, loss[0])
+        with clear_errors(model, 'cannot be trained'): scored = plain_logprobs(model, r.input_ids, loss[0])
         logp.append(scored[[t - loss[0] for t in loss]])
     row = [i for i,l in enumerate(logp) for _ in l]
     return torch.cat(logp), torch.tensor(row, device=model.device)

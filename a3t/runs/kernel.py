@@ -7,7 +7,7 @@ __all__ = ['NO_HOME', 'LATE', 'kernel_environment', 'serve', 'ForkedKernel', 'Fo
            'kill_kernels']
 
 # %% ../../nbs/runs/kernel.ipynb #k0imp
-import importlib, json, os, select, shutil, signal, subprocess, sys, tempfile
+import gc, importlib, json, os, select, shutil, signal, subprocess, sys, tempfile
 from pathlib import Path
 from jupyter_client.provisioning import LocalProvisioner
 
@@ -34,6 +34,13 @@ def _import_all(modules):
         try: importlib.import_module(name)
         except Exception: pass # the stage that needs it reports it
 
+def _hash_code(modules):
+    "Hash the modules of `a3t`, as the manifest of each stage will; the hashes are kept"
+    from a3t.runs.manifests import code_hashes
+    try: code_hashes(modules)
+    except Exception: pass # as above
+
+# %% ../../nbs/runs/kernel.ipynb #k0servg
 def _become_kernel(request):
     "Turn a fork into a kernel"
     os.setsid()
@@ -44,13 +51,16 @@ def _become_kernel(request):
     for fd,to in ((nothing, 0), (nothing, 1), (log, 2)): os.dup2(fd, to)
     sys.stdin = open(0, encoding='utf-8', closefd=False)
     from ipykernel.kernelapp import launch_new_instance
-    launch_new_instance(argv=['-f', request['connection']])
+    launch_new_instance(argv=request['arguments'])
 
 def serve():
     "The fork server: import modules, then fork a kernel for each line of standard input, one at a time"
     os.environ['JPY_PARENT_PID'] = str(os.getpid()) # a kernel ends with the server
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _import_all(json.loads(sys.stdin.readline()))
+    modules = json.loads(sys.stdin.readline())
+    _import_all(modules)
+    if ours := [m for m in modules if m.startswith('a3t.')]: _hash_code(ours)
+    gc.freeze() # forks share what is imported, and their garbage collectors leave it alone
     me, folder = os.getpid(), os.environ['A3T_TEMPORARY']
     try:
         while line := sys.stdin.readline():
@@ -71,7 +81,7 @@ class ForkedKernel:
     returncode = None
     def __init__(self,
         server, # a `Popen` of `serve`
-        request:dict, # `cwd`, `env`, `log` and `connection` of the kernel
+        request:dict, # `cwd`, `env`, `log` and `arguments` of the kernel
     ):
         self.server = server
         server.stdin.write(json.dumps(request).encode() + b'\n')
@@ -101,11 +111,13 @@ class ForkServer:
     "A process that has imported what kernels need, and forks them; use it as a context"
     def __init__(self,
         modules, # names of modules to import
+        **variables, # environment variables of its own; its forks bring theirs
     ):
         self.folder = tempfile.mkdtemp(prefix='a3t-')
         self.process = subprocess.Popen([sys.executable, '-c', 'from a3t.runs.kernel import serve; serve()'], bufsize=0,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                        env=kernel_environment(self.folder), start_new_session=True)
+                                        env=kernel_environment(self.folder) | variables,
+                                        start_new_session=True)
         self.process.stdin.write(json.dumps(sorted(modules)).encode() + b'\n')
 
     def fork(self,
@@ -129,7 +141,7 @@ class Forking(LocalProvisioner):
     async def launch_kernel(self, cmd, **kwargs):
         "Start the kernel; returns how to connect to it"
         request = dict(cwd=os.path.abspath(kwargs.get('cwd') or '.'), env=kwargs['env'], log=kwargs['stderr'].name,
-                       connection=cmd[cmd.index('-f') + 1])
+                       arguments=cmd[cmd.index('-f'):])
         self.process = self.server and self.server.fork(**request)
         if not self.process: return await super().launch_kernel(cmd, **kwargs)
         self.pid = self.pgid = self.process.pid
@@ -140,8 +152,8 @@ def kernel_class(
     log, # file for what the kernel writes to stderr
     folder, # a temporary folder for its own files
     server:ForkServer=None, # forks the kernel; none by default: a new process
-)->type: # a kernel manager for papermill; `pids` lists the kernels that it has started
-    "A kernel manager for one stage"
+)->type: # a kernel manager for papermill or nbclient; `pids` lists the kernels that it has started
+    "A kernel manager for one notebook"
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -153,7 +165,8 @@ def kernel_class(
         async def start_kernel(self, **kw):
             self.provisioner = Forking(kernel_spec=self.kernel_spec, parent=self)
             self.provisioner.server = server
-            with open(log, 'wb') as f: await super().start_kernel(**kw, env=kernel_environment(folder), stderr=f)
+            kw = dict(env=kernel_environment(folder)) | kw
+            with open(log, 'wb') as f: await super().start_kernel(**kw, stderr=f)
             self.pids.append(self.provisioner.pid)
     return Kernel
 

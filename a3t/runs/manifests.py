@@ -51,9 +51,9 @@ def _is_prose(statement):
         return isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
     return isinstance(statement, ast.Assign) and getattr(statement.targets[0], 'id', '') == '__all__'
 
-def _imports(tree, module=''):
-    "Names of the modules of `a3t` that some code imports, anywhere in it"
-    for n in ast.walk(tree):
+def _imports(nodes, module=''):
+    "Names of the modules that some code imports, anywhere in it"
+    for n in nodes:
         if isinstance(n, ast.Import): yield from (a.name for a in n.names)
         if isinstance(n, ast.ImportFrom):
             above = module.split('.')[:-n.level] if n.level else []
@@ -64,11 +64,12 @@ def _imports(tree, module=''):
 def _module(name, file, stamp):
     "Hash of a module's code, the modules that it imports, and the files beside it that it names"
     tree = ast.parse(read_text(file))
-    texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    nodes = list(ast.walk(tree))
+    texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)
              and re.fullmatch(r'[\w-]+(\.\w+)+', n.value)}
     data = sorted(t for t in texts if os.path.isfile(Path(file).parent/t))
-    used = {m for m in _imports(tree, name) if m.startswith('a3t.')}
-    for n in ast.walk(tree):
+    used = {m for m in _imports(nodes, name) if m.startswith('a3t.')}
+    for n in nodes:
         if isinstance(n, DOCUMENTED): n.body = [s for s in n.body if not _is_prose(s)]
     return content_hash(ast.dump(tree))[:16], used, data
 
@@ -83,7 +84,7 @@ def notebook_imports(
         # magics are not Python
         try: tree = ast.parse('\n'.join('pass' if l.startswith(('%', '!')) else l for l in lines))
         except SyntaxError: continue # running the cell reports it
-        res |= {m for m in _imports(tree) if m.startswith('a3t.')}
+        res |= {m for m in _imports(ast.walk(tree)) if m.startswith('a3t.')}
     return res
 
 def code_hashes(
