@@ -208,7 +208,7 @@ def weighted(
     terms *= torch.tensor([[r.weight if r.won else 1.] for r in rows])
     return list(zip(rows, terms))
 
-# %% ../nbs/method/09_train.ipynb #4d1d3eda
+# %% ../nbs/method/09_train.ipynb #batches0
 def batches(
     rows, # of `Row`
     S:TrainingSettings, # the settings
@@ -216,6 +216,7 @@ def batches(
     "The rows of each optimiser step"
     return Batches(map(len, rows), S.batch_size, S.seed, [r.task for r in rows] if S.group else None)
 
+# %% ../nbs/method/09_train.ipynb #4d1d3eda
 def make_trainer(
     model:PeftModel, # from `lora`
     rows, # of `Row`

@@ -157,8 +157,9 @@ def test_dpo_weights_give_its_gradient():
 
 def test_the_trainer_computes_dpo(tiny, rows, start, tmp_path, monkeypatch):
     "After a first step, so that the policy has left its start; sums of log-probabilities, as published"
-    kw, seen, was = dict(loss='dpo', kl=.2, normalise='none', adapter=start, schedule='constant', warmup=0.), [], {}
-    kw |= dict(max_grad_norm=1e9)
+    seen, was = [], {}
+    kw = dict(loss='dpo', kl=.02, normalise='none', adapter=start, schedule='constant', warmup=0., learning_rate=1e-3,
+              max_grad_norm=1e9)
     def on_pre_optimizer_step(self, args, state, control, model=None, **kw):
         seen.append({k:p.grad.clone() for k,p in model.named_parameters() if p.grad is not None})
         was[len(seen)] = {k:p.detach().clone() for k,p in model.named_parameters() if p.requires_grad}
@@ -171,7 +172,7 @@ def test_the_trainer_computes_dpo(tiny, rows, start, tmp_path, monkeypatch):
     m.train()
     logps = []
     for r in rows[:4]: logps.append(token_logprobs(m.get_base_model(), [r], False)[0].sum())
-    loss = published(torch.stack(logps), torch.stack([b.sum() for b in before]), [(0, 3), (1, 3), (2, 3)], .2)
+    loss = published(torch.stack(logps), torch.stack([b.sum() for b in before]), [(0, 3), (1, 3), (2, 3)], .02)
     loss.backward()
     same(seen[1], {k:p.grad for k,p in m.named_parameters() if p.grad is not None})
     m.unload(); tiny[0].eval()

@@ -217,21 +217,6 @@ class PolicyTrainer(Trainer):
         check_loss(loss.item(), log['lost']/log['n_lost'] if log['n_lost'] else math.nan, self.vocabulary)
         return log | dict(loss=loss.item()), torch.autograd.grad(loss, self.trainable)
 
-    def training_step(self, model, items, num_items_in_batch=None):
-        model.train()
-        kinds = ('loss', 'imitation', 'contrast', 'won', 'n_won', 'lost', 'n_lost', 'kl')
-        self.log_line = dict.fromkeys(kinds[:None if self.loss['kl'] else -1], 0.)
-        if self.beta: dpo_loss, items = self.preferences(items)
-        mine, spare = share(items, self.compute.micro_tokens, self.args.process_index, self.args.world_size)
-        for log, gradients in self.several(self.gradients, mine):
-            for p,g in zip(self.trainable, gradients): p.grad = g if p.grad is None else p.grad.add_(g)
-            for k,v in log.items(): self.log_line[k] += v
-        if self.compute.divided and spare: self.gradients(spare) # all processes join each pass; this one does not count
-        if self.args.world_size > 1: self.log_line = add_up(self.trainable, self.log_line)
-        if self.beta: self.log_line['loss'] = dpo_loss
-        self.log_line |= dict(tokens=sum(len(r) for r,*_ in items), learning_rate=self._get_learning_rate())
-        return torch.tensor(self.log_line['loss'], device=self.args.device)
-
 # %% ../../nbs/training/batches.ipynb #prefer01
 @patch
 def preferences(self:PolicyTrainer, items):
@@ -243,3 +228,20 @@ def preferences(self:PolicyTrainer, items):
     loss, weights = dpo_weights(value(logps), value(reference), [r.won for r in rows], [r.task for r in rows],
                                 self.beta, self.divisor)
     return loss, [(r, torch.tensor([0., 0., w]), ref) for r,w,ref in zip(rows, weights.tolist(), reference)]
+
+# %% ../../nbs/training/batches.ipynb #step0001
+@patch
+def training_step(self:PolicyTrainer, model, items, num_items_in_batch=None):
+    model.train()
+    kinds = ('loss', 'imitation', 'contrast', 'won', 'n_won', 'lost', 'n_lost', 'kl')
+    self.log_line = dict.fromkeys(kinds[:None if self.loss['kl'] else -1], 0.)
+    if self.beta: dpo_loss, items = self.preferences(items)
+    mine, spare = share(items, self.compute.micro_tokens, self.args.process_index, self.args.world_size)
+    for log, gradients in self.several(self.gradients, mine):
+        for p,g in zip(self.trainable, gradients): p.grad = g if p.grad is None else p.grad.add_(g)
+        for k,v in log.items(): self.log_line[k] += v
+    if self.compute.divided and spare: self.gradients(spare) # all processes join each pass; this one does not count
+    if self.args.world_size > 1: self.log_line = add_up(self.trainable, self.log_line)
+    if self.beta: self.log_line['loss'] = dpo_loss
+    self.log_line |= dict(tokens=sum(len(r) for r,*_ in items), learning_rate=self._get_learning_rate())
+    return torch.tensor(self.log_line['loss'], device=self.args.device)
