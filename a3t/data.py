@@ -56,12 +56,13 @@ LOSS_KINDS = dict(keep=('reason', 'action', 'observation'), mask=('reason', 'act
 def loss_segments(
     traj:Trajectory, # the episode
     mask_invalid:bool, # do its invalid steps count as prompt?
+    bears=None, # does a step bear loss? A bool for each step; None: all do
     **prompt, # `instruction` and `exemplar`, as while acting
 )->list: # of `Segment`
     "The segments of a trajectory, each of the kind that decides about its loss"
     res = segments(replace(traj, steps=()), **prompt)
-    for step in traj.steps:
-        skip = mask_invalid and not step.valid
+    for i,step in enumerate(traj.steps):
+        skip = mask_invalid and not step.valid or bears is not None and not bears[i]
         res += [s._replace(kind='prompt') if skip else s for s in step_segments(step)]
     return [s for s in res if s.text]
 
@@ -87,12 +88,13 @@ def make_row(
     weight:float=1., # R(τ)
     observations:str='keep', # 'keep' (the paper): everything after the prompt bears loss; 'mask': what the agent wrote
     won=None, # is it a success? `traj.won` by default
+    bears=None, # as in `loss_segments`
     **prompt, # `instruction` and `exemplar`, as while acting
 )->Row: # tokens, mask and weight
     "One trajectory as a checked training row"
     if observations not in LOSS_KINDS: raise A3TError(f"observations = {observations!r}: choose 'keep' or 'mask'")
     kinds, won = LOSS_KINDS[observations], traj.won if won is None else won
-    segs = loss_segments(traj, observations == 'mask' and won, **prompt)
+    segs = loss_segments(traj, observations == 'mask' and won, bears, **prompt)
     ids, spans = encode_spans(tokenizer, segs)
     if ids != list(encode_segments(tokenizer, [s.text for s in segs])):
         raise A3TError(f'{traj.task}: its tokens differ between training and acting, because the tokenizer merges '
@@ -127,6 +129,7 @@ def make_rows(
     threshold=None, # reward from which a trajectory is a success; None: as the environment decided
     rewards:str='binary', # 'binary': 1 or R_f (the paper); 'raw': the environment's reward
     max_length:int=4096, # tokens; longer trajectories are left out
+    bears=None, # function of a trajectory: for each step, does it bear loss? None: all do
     **prompt, # `instruction` and `exemplar`, as while acting
 )->tuple: # (list of `Row`, number of trajectories that were too long)
     "Trajectories as training rows; `A3TError` if none is left"
@@ -135,7 +138,8 @@ def make_rows(
     for t in trajectories:
         won = is_success(t, threshold)
         binary = 1. if won else failure_reward
-        row = make_row(tokenizer, t, t.reward if rewards == 'raw' else binary, observations, won, **prompt)
+        weight = t.reward if rewards == 'raw' else binary
+        row = make_row(tokenizer, t, weight, observations, won, bears and bears(t), **prompt)
         if len(row) > max_length: too_long += 1
         else: rows.append(row)
     if rows: return rows, too_long

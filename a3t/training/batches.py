@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rows_loss', 'Batches', 'micro_batches', 'share', 'add_up', 'together', 'divide_weights', 'Compute', 'threads',
-           'PolicyTrainer']
+           'row_logprobs', 'PolicyTrainer']
 
 # %% ../../nbs/training/batches.ipynb #h0imports
 import contextlib, math, random, warnings
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 import torch, torch.distributed as dist
 from accelerate import PartialState
+from fastcore.basics import patch
 from transformers import Trainer
 from ..core import A3TError, seed_for
-from ..losses import check_loss, floored, normalised, policy_gradient
+from ..losses import check_loss, divergence, dpo_weights, floored, normalised, policy_gradient
 from ..models.logprobs import lay_out, shared, token_logprobs
 warnings.filterwarnings('ignore', message='`.*gradient_checkpointing.*` is deprecated')
 
@@ -28,8 +29,10 @@ def rows_loss(
     divisor:float, # M of equation 1: rows in an optimiser step
     normalise:str='tokens', # as in `normalised`
     contrast_floor:float=0., # as in `floored`
+    kl:float=0., # weight of `divergence` from the starting policy
+    reference:torch.Tensor=None, # log-probabilities of the loss tokens under the starting policy [T], for `kl`
 )->tuple: # (loss, {'imitation', 'contrast': parts of J, 'won', 'lost': sum of token log-probabilities, …})
-    "−J of equation 1 for some rows, and the numbers for the log"
+    "−J of equation 1 for some rows, plus a divergence where asked for, and the numbers for the log"
     weight = terms.sum(1)
     pushed_down = (weight < 0)[which]
     tokens = torch.where(pushed_down, floored(logp, contrast_floor), logp)
@@ -39,7 +42,12 @@ def rows_loss(
     won = torch.tensor([r.won for r in rows], device=logp.device)[which]
     log = dict(imitation=parts[0], contrast=parts[2], won=logp[won].sum(), n_won=won.sum(), lost=logp[~won].sum(),
                n_lost=(~won).sum())
-    return -policy_gradient(value, weight, divisor), {k:v.item() for k,v in log.items()}
+    loss = -policy_gradient(value, weight, divisor)
+    if kl:
+        away = torch.zeros_like(sums).index_add(0, which, divergence(logp, reference))
+        log['kl'] = normalised(away, [r.n_loss for r in rows], normalise).sum()/divisor
+        loss = loss + kl*log['kl']
+    return loss, {k:v.item() for k,v in log.items()}
 
 # %% ../../nbs/training/batches.ipynb #fca80673
 class Batches:
@@ -48,15 +56,18 @@ class Batches:
         lengths, # tokens of each row
         batch_size:int, # rows in an optimiser step, about
         seed:int=0, # seed of the order
+        groups=None, # task of each row: then a batch is all rows of one task, and `batch_size` does not count
     ):
         self.lengths, self.seed, self.epoch = list(lengths), seed, 0
-        self.n = math.ceil(len(self.lengths)/batch_size)
+        self.groups = {} if groups else None
+        for i,g in enumerate(groups or ()): self.groups.setdefault(g, []).append(i)
+        self.n = len(self.groups) if groups else math.ceil(len(self.lengths)/batch_size)
     def set_epoch(self, epoch): self.epoch = epoch
     def __len__(self): return self.n
     def __iter__(self):
-        order = list(range(len(self.lengths)))
+        order = list(self.groups.values() if self.groups else range(len(self.lengths)))
         random.Random(seed_for(self.seed, 'epoch', self.epoch)).shuffle(order)
-        res = [order[i::self.n] for i in range(self.n)]
+        res = order if self.groups else [order[i::self.n] for i in range(self.n)]
         if self.epoch == 0:
             longest = self.lengths.index(max(self.lengths))
             res.sort(key=lambda b: longest not in b)
@@ -158,20 +169,36 @@ def threads(
         try: yield pool.map
         finally: torch.set_num_threads(cores)
 
+# %% ../../nbs/training/batches.ipynb #rowlogp1
+def row_logprobs(
+    model, # a transformers causal language model, with or without LoRA layers
+    rows, # of `Row`
+    compute:Compute, # how they pass through the model
+    several=map, # function like `map`, from `threads`
+)->list: # for each row, the log-probabilities of its loss tokens
+    "Log-probabilities of the loss tokens of each row, without gradients"
+    def one(micro):
+        with torch.no_grad(): logp, which = token_logprobs(model, [r for r,_ in micro], compute.packed)
+        return [(i, logp[which == n]) for n,(_,i) in enumerate(micro)]
+    parts = micro_batches([(r, i) for i,r in enumerate(rows)], compute.micro_tokens)
+    found = dict(pair for part in several(one, parts) for pair in part)
+    return [found[i] for i in range(len(rows))]
+
 # %% ../../nbs/training/batches.ipynb #d2a56acc
 class PolicyTrainer(Trainer):
     "The Hugging Face `Trainer` with equation 1 as its loss"
     def __init__(self,
-        items, # of (row, its weights in the terms of equation 2 [3])
+        items, # of (row, its weights in the terms of equation 2 [3], its tokens under the starting policy or None)
         batches:Batches, # the batches of each epoch
         compute:Compute, # how a batch passes through the model
         several, # function like `map`, from `threads`
-        loss:dict, # `normalise` and `contrast_floor`, as in `rows_loss`
+        loss:dict, # `normalise`, `contrast_floor` and `kl`, as in `rows_loss`
+        beta:float=0., # β of `dpo`; 0: equation 1
         **kw, # of `Trainer`: the PEFT model, its arguments and callbacks
     ):
         super().__init__(**kw)
         self.items, self.batches, self.compute = items, batches, compute
-        self.several, self.loss = several, loss
+        self.several, self.loss, self.beta = several, loss, beta
         self.net, self.trainable = self.model.get_base_model(), [p for p in self.model.parameters() if p.requires_grad]
         self.vocabulary = self.net.get_output_embeddings().weight.shape[0]
         self.divisor = len(items)/len(batches) # M: mean number of rows in a batch
@@ -182,20 +209,39 @@ class PolicyTrainer(Trainer):
 
     def gradients(self, micro):
         "Log and gradients of a micro-batch"
-        rows, terms = [r for r,_ in micro], torch.stack([t for _,t in micro]).to(self.net.device)
+        rows, terms, reference = zip(*micro)
         logp, which = token_logprobs(self.net, rows, self.compute.packed)
-        loss, log = rows_loss(logp, which, rows, terms, self.divisor, **self.loss)
+        reference = torch.cat(reference).to(logp.device) if self.loss['kl'] else None
+        terms = torch.stack(terms).to(self.net.device)
+        loss, log = rows_loss(logp, which, rows, terms, self.divisor, **self.loss, reference=reference)
         check_loss(loss.item(), log['lost']/log['n_lost'] if log['n_lost'] else math.nan, self.vocabulary)
         return log | dict(loss=loss.item()), torch.autograd.grad(loss, self.trainable)
 
-    def training_step(self, model, items, num_items_in_batch=None):
-        model.train()
-        self.log_line = dict.fromkeys(('loss', 'imitation', 'contrast', 'won', 'n_won', 'lost', 'n_lost'), 0.)
-        mine, spare = share(items, self.compute.micro_tokens, self.args.process_index, self.args.world_size)
-        for log, gradients in self.several(self.gradients, mine):
-            for p,g in zip(self.trainable, gradients): p.grad = g if p.grad is None else p.grad.add_(g)
-            for k,v in log.items(): self.log_line[k] += v
-        if self.compute.divided and spare: self.gradients(spare) # all processes join each pass; this one does not count
-        if self.args.world_size > 1: self.log_line = add_up(self.trainable, self.log_line)
-        self.log_line |= dict(tokens=sum(len(r) for r,_ in items), learning_rate=self._get_learning_rate())
-        return torch.tensor(self.log_line['loss'], device=self.args.device)
+# %% ../../nbs/training/batches.ipynb #prefer01
+@patch
+def preferences(self:PolicyTrainer, items):
+    "The loss of DPO, and the items with the weights that give equation 1 its gradient"
+    rows, _, reference = zip(*items)
+    def value(logps):
+        return normalised(torch.stack([l.sum() for l in logps]), [r.n_loss for r in rows], self.loss['normalise'])
+    logps = row_logprobs(self.net, rows, self.compute, self.several)
+    loss, weights = dpo_weights(value(logps), value(reference), [r.won for r in rows], [r.task for r in rows],
+                                self.beta, self.divisor)
+    return loss, [(r, torch.tensor([0., 0., w]), ref) for r,w,ref in zip(rows, weights.tolist(), reference)]
+
+# %% ../../nbs/training/batches.ipynb #step0001
+@patch
+def training_step(self:PolicyTrainer, model, items, num_items_in_batch=None):
+    model.train()
+    kinds = ('loss', 'imitation', 'contrast', 'won', 'n_won', 'lost', 'n_lost', 'kl')
+    self.log_line = dict.fromkeys(kinds[:None if self.loss['kl'] else -1], 0.)
+    if self.beta: dpo_loss, items = self.preferences(items)
+    mine, spare = share(items, self.compute.micro_tokens, self.args.process_index, self.args.world_size)
+    for log, gradients in self.several(self.gradients, mine):
+        for p,g in zip(self.trainable, gradients): p.grad = g if p.grad is None else p.grad.add_(g)
+        for k,v in log.items(): self.log_line[k] += v
+    if self.compute.divided and spare: self.gradients(spare) # all processes join each pass; this one does not count
+    if self.args.world_size > 1: self.log_line = add_up(self.trainable, self.log_line)
+    if self.beta: self.log_line['loss'] = dpo_loss
+    self.log_line |= dict(tokens=sum(len(r) for r,*_ in items), learning_rate=self._get_learning_rate())
+    return torch.tensor(self.log_line['loss'], device=self.args.device)

@@ -64,8 +64,9 @@ class StepLog(TrainerCallback):
         l = self.trainer.log_line
         mean = {f'logp_{k}': l[k]/l[f'n_{k}'] if l[f'n_{k}'] else None for k in ('won', 'lost')}
         seconds = round(self.before + time.perf_counter() - self.start, 3)
+        kl = {k:l[k] for k in ('kl',) if k in l}
         return dict(step=state.global_step, epoch=round(state.epoch, 4), loss=l['loss'], imitation=l['imitation'],
-                    contrast=l['contrast'], **mean, tokens=l['tokens'], seconds=seconds,
+                    contrast=l['contrast'], **kl, **mean, tokens=l['tokens'], seconds=seconds,
                     learning_rate=l['learning_rate'])
 
 # %% ../../nbs/training/log.ipynb #steplog1
