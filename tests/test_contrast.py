@@ -4,15 +4,14 @@ from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
 import pytest, torch, torch.nn.functional as F
-from conftest import LOST, OTHER, WON
+from conftest import LOST, WON
 from hypothesis import given, settings, strategies as st
-from safetensors.torch import load_file
-from a3t.core import A3TError, file_hash, read_json
+from a3t.core import A3TError, read_json
 from a3t.data import make_row, make_rows
 from a3t.envs.base import ToyHouse, play
 from a3t.losses import divergence, dpo, dpo_weights, policy_gradient
 from a3t.models.base import toy_tokenizer
-from a3t.models.logprobs import lean, token_logprobs
+from a3t.models.logprobs import token_logprobs
 from a3t.models.weights import load_model, quiet
 from a3t.train import LATER, TrainingSettings, lora, train
 from a3t.training.batches import Batches, Compute, row_logprobs
@@ -177,7 +176,8 @@ def test_the_trainer_computes_dpo(tiny, rows, start, tmp_path, monkeypatch):
     same(seen[1], {k:p.grad for k,p in m.named_parameters() if p.grad is not None})
     m.unload(); tiny[0].eval()
     first, second = read_log(tmp_path/'train.jsonl')
-    assert first['loss'] == pytest.approx(math.log(2), abs=1e-4) and second['loss'] == pytest.approx(loss.item(), abs=1e-4)
+    assert first['loss'] == pytest.approx(math.log(2), abs=1e-4)
+    assert second['loss'] == pytest.approx(loss.item(), abs=1e-4)
 
 # -- a divergence
 

@@ -6,7 +6,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ( # from the ground up: a module imports from its own layer or from those before it
     ('core',), ('prompts', 'envs.base', 'models'), ('envs',), ('settings',), ('agents',),
     ('compose', 'accumulate', 'losses', 'data', 'evaluate'),
-    ('opening', 'training'), ('train',), ('quality', 'exchange', 'envs.webshop.browser'), ('runs',), ('doctor', 'bench'), ('cli',))
+    ('opening', 'training'), ('train',), ('quality', 'exchange', 'envs.webshop.browser'), ('runs',),
+    ('doctor', 'bench'), ('cli',))
 MODULE_LINES, FUNCTION_LINES, CELL_LINES = 400, 40, 40
 
 def modules():

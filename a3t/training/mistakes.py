@@ -20,7 +20,7 @@ def visited(
         observation, *_ = env.step(step.action)
         if observation != step.observation:
             raise A3TError(f'{traj.task}: step {n} of the replay answers {observation!r:.60} instead of '
-                           f'{step.observation!r:.60}: pass the environment and settings that the episode was played in')
+                           f'{step.observation!r:.60}: pass the environment that the episode was played in')
         res.append(env.key())
     return res
 
