@@ -252,7 +252,8 @@ ScienceWorld.exemplar = property(lambda self: _exemplar())
 def _been(history):
     "Rooms in which an episode has been, in lower case"
     texts = ' '.join((history.observation, *(s.observation for s in history.steps)))
-    return {r.lower() for r in re.findall(r'(?:This room is called|This outside location is called) the ([\w ]+)', texts)}
+    named = re.findall(r'This (?:room|outside location) is called the ([\w ]+)', texts)
+    return {r.lower() for r in named}
 
 SCIENCE_RULES = { # claim → function of the episode, the action and what the claim names
     r'the task says where it goes': lambda h, a: bool(move_parts(a)) and move_parts(a)[1] in places_in(h.goal) if a

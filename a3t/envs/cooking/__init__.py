@@ -173,7 +173,9 @@ def _rooms(history):
     return {m[1] for t in texts if (m := re.match(r'You are in the (.+?)\.', t))}
 
 def _directions(goal): return [d.strip(' .') for d in goal.partition('Directions: ')[2].split(',') if d.strip(' .')]
-def _done(history): return {d for s in history.steps if s.valid for d in things_in(s.action)}
+def _all_done(history):
+    "Did the agent follow all directions?"
+    return set(_directions(history.goal)) <= {d for s in history.steps if s.valid for d in things_in(s.action)}
 
 COOKING_RULES = { # claim → function of the games, the episode, the action and what the claim names
     r'the task (?:says|asks for) (.+)': lambda games, h, a, x: says(h.goal, x),
@@ -181,7 +183,7 @@ COOKING_RULES = { # claim → function of the games, the episode, the action and
     r'i have not seen all rooms': lambda games, h, a: len(_rooms(h)) < len(games[h.task]['rooms']) if h.task in games
                                   else None,
     r'i have not tried this yet': lambda games, h, a: a not in h.actions if a else None,
-    r'i have (not )?done what the task says': lambda games, h, a, no: (set(_directions(h.goal)) <= _done(h)) == (not no),
+    r'i have (not )?done what the task says': lambda games, h, a, no: _all_done(h) == (not no),
     r'the meal is ready': lambda games, h, a: any(s.valid and s.action == 'prepare meal' for s in h.steps)}
 
 @patch

@@ -13,10 +13,16 @@ from .catalogue import typed
 from .env import MINI_TAGS, MiniShop, WebShop, mentions, option_clicks
 
 # %% ../../../nbs/envs/webshop/claims.ipynb #wc000005
+def _bare(text): return re.sub(r'[\W_]', '', text.lower())
+
 def _same(a, b):
     "Are two texts the same but for spaces, punctuation and an ending?"
-    a, b = (re.sub(r'[\W_]', '', x.lower()) for x in (a, b))
+    a, b = map(_bare, (a, b))
     return bool(a and b) and (a.startswith(b) or b.startswith(a))
+
+def _asks(goal, x):
+    "Does a task ask for an option? A size may be written otherwise: *60x84 inches* for *60 x 84 inch*"
+    return mentions(goal, x) or (len(_bare(x)) > 3 and bool(re.search(r'\d', x)) and _bare(x) in _bare(goal))
 
 def chosen(
     shop, # a `Shop`
@@ -33,7 +39,7 @@ def chosen(
     if not product: return False
     asked = {}
     for x,c in option_clicks(product.options).items():
-        if mentions(goal, x): asked.setdefault(c.option, set()).add(x)
+        if _asks(goal, x): asked.setdefault(c.option, set()).add(x)
     return all(clicked.get(option) in values for option,values in asked.items())
 
 SHOP_RULES = { # claim → function of the shop, the episode and what the claim names
