@@ -52,6 +52,7 @@ def _exemplar_steps(trial, ex):
                    f'exemplar: the step {s.action!r} is parsed differently from how it was written: use single '
                    f'spaces and no `] act[`')
 
+# %% ../../nbs/envs/contract.ipynb #c7a100claim
 def _exemplar_claims(trial, ex):
     "Check that no reason of the exemplar is false"
     for i,s in enumerate(ex.steps):
