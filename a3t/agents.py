@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import lru_cache
 from fastcore.basics import patch
 from .core import A3TError, Step, Trajectory, seed_for
+from .envs.claims import truth
 from .models.base import ContextFull, gather
 from .models.thoughts import check_not_cut, past_thoughts
 from .prompts import ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, parse_step, segments
@@ -309,7 +310,7 @@ def sentences(self:Wording,
     traj:Trajectory, # the history
     action:str, # the action to be explained
 )->list: # of str; those of the action's verb, else of its first word, else any
-    "All reasons that name only what was seen or asked for"
+    "All reasons that name only what was seen or asked for, and are not false where the environment judges that"
     env, goal = self.env, traj.goal
     args, held = env.things(action), held_thing(env, [s.action for s in traj.steps if s.valid], self.endings)
     fillers = dict(enumerate([[a] for a in args]), held=held, goal=env.words(goal))
@@ -330,8 +331,11 @@ def sentences(self:Wording,
                 return (old in self.explained) == (new in self.explained)
             for t in filled(pat, fillers, fits):
                 yield t, sum(bool(known[n]) for k,n in set(p for p in pat if isinstance(p, tuple)) if k == 'goal')
-    found = next((f for f in (list(some(*x)) for x in itertools.product((0, 1, 2), (2, 1, 0))) if f), [])
-    return list(dict.fromkeys(t for t,n in found if n == max(n for _,n in found)))
+    groups = next(filter(None, ([f for strict in (2, 1, 0) for f in [list(some(n, strict))] if f]
+                                for n in (0, 1, 2))), [])
+    best = [list(dict.fromkeys(t for t,n in g if n == max(n for _,n in g))) for g in groups]
+    true = ([t for t in ts if truth(env, t, traj, action) is not False] for ts in best)
+    return next((ts for ts in true if ts), best[0] if best else [])
 
 # %% ../nbs/method/03_agents.ipynb #unseen01
 def unseen(

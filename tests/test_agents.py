@@ -282,10 +282,10 @@ def test_a_bound_reason_ends_where_its_sentence_ends(folder):
     free = gather([ActRe(lm, exemplar, temperature=1., max_tokens=2)(exemplar, 'take pen', seed) for seed in range(3)])
     assert all(isinstance(s, Cut) for s in free)
     lm.engine.context = len(encode_segments(lm.tokenizer,
-                                            actre_brief_segments(exemplar, 'go to desk', ACTRE_INSTRUCTION,
+                                            actre_brief_segments(exemplar, 'go to shelf', ACTRE_INSTRUCTION,
                                                                  exemplar))) + 3
     with pytest.raises(ContextFull, match='the context is full'):
-        gather([ActRe(lm, exemplar, grounded=house)(exemplar, 'go to desk')])
+        gather([ActRe(lm, exemplar, grounded=house)(exemplar, 'go to shelf')])
 
 # -- exploration
 

@@ -9,6 +9,7 @@ __all__ = ['BAD_ACTIONS', 'SHARED', 'check_texts', 'check_tasks', 'check_bad_act
 
 # %% ../../nbs/envs/contract.ipynb #h1imports
 import copy, inspect, random
+from dataclasses import replace
 from ..core import A3TError, Step, Trajectory
 from .base import Panel, TextEnv, environment_module, environment_spec, load_environment, play
 from .trial import LEVELS, Trial
@@ -36,6 +37,7 @@ def check_texts(
     trial.must(any(s.reason for s in ex.steps),
                'exemplar has no reasons: give its steps reasons, they are what prompts show')
     _exemplar_steps(trial, ex)
+    _exemplar_claims(trial, ex)
     longest = getattr(env, 'max_steps', None)
     trial.must(longest is not None,
                'max_steps is missing: give the environment a number of steps, after which step returns truncated=True')
@@ -49,6 +51,16 @@ def _exemplar_steps(trial, ex):
         trial.must(parse_step(render_step(s.reason, s.action)) == (s.reason, s.action),
                    f'exemplar: the step {s.action!r} is parsed differently from how it was written: use single '
                    f'spaces and no `] act[`')
+
+# %% ../../nbs/envs/contract.ipynb #c7a100claim
+def _exemplar_claims(trial, ex):
+    "Check that no reason of the exemplar is false"
+    for i,s in enumerate(ex.steps):
+        claims = trial.call('claims', s.reason, replace(ex, steps=ex.steps[:i]), s.action)
+        good = isinstance(claims, dict) and all(v in (True, False, None) for v in claims.values())
+        trial.must(good, f'claims({s.reason!r}, …) gives {claims!r}: make it a dict of claim → True, False or None')
+        wrong = [c for c,v in claims.items() if v is False]
+        trial.must(not wrong, f'claims says that {wrong[:1]} in the exemplar is false: correct the reason or its rule')
 
 # %% ../../nbs/envs/contract.ipynb #c7a10006b
 def _panels(trial, split, tasks):

@@ -200,7 +200,8 @@ def done(self:Stage,
     "The stage is complete: write its manifest, then drop the work folder; a result that is missing is an `A3TError`"
     missing = [n for n in OUTPUTS[self.name] if not (self.folder/n).exists()]
     if missing: raise A3TError(f"{stage_name(self.name, self.round)} did not write {', '.join(missing)}")
-    alarms = stage_alarms(self.name, self.folder, facts)
+    judge = self.environment() if self.name in ('explore', 'evaluate') else None
+    alarms = stage_alarms(self.name, self.folder, facts, judge)
     m = dict(stage=self.name, round=self.round, **self.begun, outputs=_hashes(self.folder, OUTPUTS[self.name]),
              facts=facts, alarms=alarms, seconds=round(self.seconds, 1))
     write_json(self.folder/f'{self.name}.done.json', m)

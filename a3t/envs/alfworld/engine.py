@@ -12,6 +12,7 @@ from importlib.metadata import version
 from types import SimpleNamespace
 from fastcore.basics import patch
 from ...core import A3TError, Step, Trajectory, content_hash, data_folder, write_atomic
+from .claims import house_claims
 from .games import NO_GOAL, SPLITS, TYPES, _TASK, _package_data, load_games
 from .panels import game_panel
 from ..base import TextEnv
@@ -371,3 +372,9 @@ def step(self:AlfWorld, action):
 def _info(self:AlfWorld, state, valid):
     return dict(goal=self.goal, task_type=self.game.task_type, valid=valid, won=bool(state['won']),
                 admissible_actions=[a for a in state['admissible_commands'] if a != 'help'])
+
+# %% ../../../nbs/envs/alfworld/engine.ipynb #en0claim1
+@patch
+def claims(self:AlfWorld, reason, history, action=''):
+    problem = self.games[history.task].problem if history.task in self.games else ''
+    return house_claims(reason, history, problem)

@@ -331,6 +331,7 @@ class MiniShop:
         self.meta, self.seed = dict(categories={'beauty':1, 'garden':3}), 0
     product = lambda self, asin: self._all[asin]
     price = lambda self, asin: self._all[asin].pricing[0]
+    named = lambda self, name: name.upper() if name.upper() in MINI_TAGS else ''
     hits = lambda self, query: ('MINI000002', 'MINI000001', 'MINI000003')
     reward = Shop.reward
 
