@@ -144,6 +144,13 @@ def verb(self:TextEnv,
     return action.split(' ', 1)[0]
 
 @patch
+def idle(self:TextEnv,
+    action:str, # a command
+)->bool: # e.g. True for AlfWorld's `look` and `inventory`; here nothing is idle
+    "Does an action change nothing and reveal nothing that the episode has not shown?"
+    return False
+
+@patch
 def things(self:TextEnv,
     action:str, # a command
 )->list: # names with a number, in order; without any: the words after the verb, no stop words

@@ -307,7 +307,7 @@ class AlfSim(TextEnv):
 
     def tasks(self, split): return self.games.tasks(split)
 
-    manifest, panel = AlfWorld.manifest, AlfWorld.panel
+    manifest, panel, idle = AlfWorld.manifest, AlfWorld.panel, AlfWorld.idle
 
     def _open(self, task):
         g = self.games[task]
