@@ -144,13 +144,6 @@ def verb(self:TextEnv,
     return action.split(' ', 1)[0]
 
 @patch
-def idle(self:TextEnv,
-    action:str, # a command
-)->bool: # e.g. True for AlfWorld's `look` and `inventory`; here nothing is idle
-    "Does an action change nothing and reveal nothing that the episode has not shown?"
-    return False
-
-@patch
 def things(self:TextEnv,
     action:str, # a command
 )->list: # names with a number, in order; without any: the words after the verb, no stop words
@@ -170,6 +163,14 @@ def words(self:TextEnv,
 )->list: # e.g. ['clean', 'mug', 'coffeemachine']
     "The names in a task"
     return content_words(goal)
+
+# %% ../../nbs/envs/base.ipynb #baseidle2
+@patch
+def idle(self:TextEnv,
+    action:str, # a command
+)->bool: # e.g. True for AlfWorld's `look` and `inventory`; here nothing is idle
+    "Does an action change nothing and reveal nothing that the episode has not shown?"
+    return False
 
 # %% ../../nbs/envs/base.ipynb #0ba1ee2e
 @patch
