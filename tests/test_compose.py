@@ -35,7 +35,8 @@ def test_settings_and_samplers_agree():
     assert load_settings('paper-alfworld')['sampler'] == 'verb'
 
 def test_idle_actions_are_left_out():
-    by = {s:sampled(compose_all(Hall, TASKS, stubborn, reason, most=10, p=.5, sampler=s)) for s in ('verb', 'acts', 'novel')}
+    by = {s:sampled(compose_all(Hall, TASKS, stubborn, reason, most=10, p=.5, sampler=s))
+          for s in ('verb', 'acts', 'novel')}
     assert 'look' in by['verb'] and all('look' not in by[s] and by[s] for s in ('acts', 'novel'))
 
 def test_an_idle_action_is_taken_where_nothing_else_is_possible():
@@ -57,8 +58,8 @@ def test_policy_samples_its_second_to_fifth_choice():
         async def scores(self, traj, actions, reason=''):
             asked.append((actions, got := await super().scores(traj, actions, reason)))
             return got
-    made = compose_all(Hall, TASKS, Asked(ScriptedModel(lambda p: 'act[go to table]', scores=scores)), reason, most=5, p=1,
-                       sampler='policy')
+    policy = Asked(ScriptedModel(lambda p: 'act[go to table]', scores=scores))
+    made = compose_all(Hall, TASKS, policy, reason, most=5, p=1, sampler='policy')
     choices = []
     for actions, got in asked:
         ranked = [a for _,a in sorted(zip([-s for s in got], actions), key=lambda x: x[0])]
@@ -92,7 +93,8 @@ class Slow(LanguageModel):
 def test_novel_does_not_depend_on_the_order_of_the_work():
     def made(seed, limit):
         actre = ActRe(Slow(seed), ToyHouse.exemplar)
-        return [to_row(t) for t in compose_all(ToyHouse, TASKS, stubborn, actre, most=8, p=.5, sampler='novel', limit=limit)]
+        res = compose_all(ToyHouse, TASKS, stubborn, actre, most=8, p=.5, sampler='novel', limit=limit)
+        return [to_row(t) for t in res]
     assert made(0, 64) == made(1, 64) == made(2, 1)
 
 def test_visits_prefer_what_was_seen_least():
@@ -136,7 +138,8 @@ def test_idle_is_part_of_the_contract():
     with pytest.raises(A3TError, match='but key changes with it'): check_environment(Wrong())
 
 @pytest.mark.parametrize('name, kwargs', [
-    ('alfworld', dict(games='generated', engine='sim', generator=dict(train=2, seen=0, unseen=2, rooms=1, unseen_rooms=1))),
+    ('alfworld', dict(games='generated', engine='sim',
+                      generator=dict(train=2, seen=0, unseen=2, rooms=1, unseen_rooms=1))),
     ('cooking', dict(generator=dict(train=2, seen=1, unseen=1)))])
 def test_idle_actions_change_nothing(name, kwargs):
     env, rng = load_environment(name, **kwargs), random.Random(0)
