@@ -298,7 +298,7 @@ MODEL = dict(
     temperature=number(0, 10))
 EXPLORING = dict(
     opening=one_of('prompted', 'sampled'), opening_tasks=whole(), explore_budget=whole(1), looks=whole(),
-    round_tasks=whole(), p=number(0, 1),
+    round_tasks=whole(), p=number(0, 1), sampler=one_of('verb', 'acts', 'policy', 'novel'),
     invalid_limit=whole(), compositions=whole(), stop_successes=whole(), min_compositions=whole())
 DATA = dict(
     success_threshold=number(0, 1, above=True), failure_reward=number(-inf, 1), observations=one_of('keep', 'mask'),
@@ -324,6 +324,13 @@ def allowed_settings(
 # the first must not be greater than the second
 TOGETHER = (('min_compositions', 'compositions'), ('stop_successes', 'compositions'))
 
+def _sampler_fault(settings):
+    "A chat model returns no scores"
+    url = str(settings.get('model', '')).partition('#')[0].rstrip('/')
+    if settings.get('sampler') != 'policy' or not url.endswith('/chat/completions'): return []
+    return ['setting sampler = policy needs scores of actions, which a chat model does not return: set another sampler, '
+            'or a model that scores']
+
 def setting_faults(
     settings:dict, # as `load_settings` gives them; a key that is not in `ALLOWED` may be anything
 )->list: # of str, one for each fault
@@ -335,7 +342,8 @@ def setting_faults(
                and (fault := entries[k].fault(v))]
     if faults: return sorted(faults)
     together = [(a, b) for a,b in TOGETHER if a in settings and settings[a] > settings[b]]
-    return [f'setting {a} = {settings[a]} is greater than {b} = {settings[b]}: lower it' for a,b in together]
+    return _sampler_fault(settings) + [f'setting {a} = {settings[a]} is greater than {b} = {settings[b]}: lower it'
+                                       for a,b in together]
 
 def check_settings(
     settings:dict, # as `load_settings` gives them

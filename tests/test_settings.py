@@ -65,7 +65,7 @@ WRONG = { # key → (preset, wrong values)
     'temperature':('smoke', NUMBER + ('-1',)), 'opening':('smoke', ('', 'smapled', 'Sampled', 'prompt')),
     'opening_tasks':('smoke', WHOLE),
     'explore_budget':('smoke', POSITIVE), 'looks':('smoke', WHOLE), 'round_tasks':('smoke', WHOLE),
-    'p':('smoke', SHARE),
+    'p':('smoke', SHARE), 'sampler':('smoke', ('', 'uniform', 'Verb')),
     'invalid_limit':('smoke', WHOLE), 'compositions':('smoke', WHOLE), 'stop_successes':('smoke', WHOLE + ('4',)),
     'min_compositions':('smoke', WHOLE + ('4',)), 'success_threshold':('smoke', SHARE + ('0',)),
     'failure_reward':('smoke', NUMBER + ('1.1', '2')),

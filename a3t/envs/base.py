@@ -165,6 +165,14 @@ def words(self:TextEnv,
     "The names in a task"
     return content_words(goal)
 
+# %% ../../nbs/envs/base.ipynb #baseidle2
+@patch
+def idle(self:TextEnv,
+    action:str, # a command
+)->bool: # e.g. True for AlfWorld's `look` and `inventory`; here nothing is idle
+    "Does an action change nothing and reveal nothing that the episode has not shown?"
+    return False
+
 # %% ../../nbs/envs/base.ipynb #0ba1ee2e
 @patch
 def save(self:TextEnv)->tuple: # hashable; `restore` takes it back

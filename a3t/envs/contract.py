@@ -173,6 +173,7 @@ def _names(trial, action, goal):
     verb, form = (trial.call(m, action, goal) for m in ('verb', 'form'))
     things, words = trial.call('things', action), trial.call('words', goal)
     trial.must(isinstance(verb, str), f'verb({action!r}) gives {verb!r}: make it a str')
+    trial.must(isinstance(idle := trial.call('idle', action), bool), f'idle({action!r}) gives {idle!r}: make it a bool')
     pair = isinstance(form, tuple) and len(form) == 2 and isinstance(form[0], str) and isinstance(form[1], tuple)
     trial.must(pair and all(isinstance(n, str) for n in form[1]),
                f'form({action!r}) gives {form!r}: make it (text, tuple of names)')
@@ -259,8 +260,11 @@ def _walk(trial, task, most, seed):
 # %% ../../nbs/envs/contract.ipynb #c7a10010c
 def _keys(trial, task, passed):
     "Check that `key` distinguishes states, and does not count steps"
-    known = {}
-    for *_,(got, key, _) in passed:
+    known, before = {}, None
+    for *_,action,(got, key, _) in passed:
+        trial.must(before in (None, key) or not trial.call('idle', action),
+                   f'idle({action!r}) is True, but key changes with it: an idle action changes nothing')
+        before = key
         actions = frozenset(got[-1]['admissible_actions'])
         trial.must(known.setdefault(key, actions) == actions,
                    'key is the same for two states with different actions: include everything that changes')

@@ -46,7 +46,7 @@ async def ask(self:Journal,
     key:str, # identifies the request
     lm, # the model
     call, # function that calls it
-)->Completion: # the answer, or `ContextFull` again
+)->object: # the answer: a `Completion` or a list of scores, or `ContextFull` again
     "Answer a request from the current segment, or from the model"
     loop = asyncio.get_running_loop()
     if self.loop not in (loop, None): self.begin() # requests of another event loop are gone
@@ -76,6 +76,16 @@ async def compute(self:Journal, key, call):
     future.set_result(answer)
 
 # %% ../../nbs/models/journal.ipynb #journal2b
+def _saved(answer):
+    "An answer as JSON: a completion, a list of scores, or the text of a `ContextFull`"
+    if isinstance(answer, Completion): return asdict(answer)
+    return str(answer) if isinstance(answer, ContextFull) else list(answer)
+
+def _read(saved):
+    "The answer that `_saved` wrote"
+    if isinstance(saved, str): return ContextFull(saved)
+    return Completion(**saved) if isinstance(saved, dict) else saved
+
 @patch
 async def next_segment(self:Journal):
     "Once all episodes wait, open the next segment and let them continue, or pass on its error"
@@ -95,13 +105,12 @@ async def next_segment(self:Journal):
 def open_segment(self:Journal, keys):
     "Save the finished segment; then read the segment of these requests, or start it if it is not saved"
     if self.record:
-        write_atomic(self.file, json.dumps({k:str(a) if isinstance(a, ContextFull) else asdict(a)
-                                            for k,a in self.record.items()}))
+        write_atomic(self.file, json.dumps({k:_saved(a) for k,a in self.record.items()}))
     self.file, self.known, self.record = self.folder/f'{content_hash(keys)[:16]}.json', {}, {}
     if self.file.exists():
         for k,a in read_json(self.file).items():
             self.known[k] = self.loop.create_future()
-            self.known[k].set_result(ContextFull(a) if isinstance(a, str) else Completion(**a))
+            self.known[k].set_result(_read(a))
     else:
         models = list(self.models.values())
         for lm in models: lm.forget()
@@ -122,3 +131,6 @@ class Journalled:
     async def complete(self, prompt, *, constrain=None, **kwargs):
         key = content_hash([self.name, as_segments(prompt), kwargs, getattr(constrain, 'texts', constrain is not None)])
         return await self.journal.ask(key, self.lm, lambda: self.lm.complete(prompt, constrain=constrain, **kwargs))
+    async def score(self, prompt, candidates):
+        key = content_hash([self.name, as_segments(prompt), 'score', list(candidates)])
+        return await self.journal.ask(key, self.lm, lambda: self.lm.score(prompt, candidates))

@@ -14,13 +14,13 @@ from pathlib import Path
 import pandas as pd
 from fastcore.basics import chunked
 from rapidfuzz import fuzz, process
-from ..agents import ask_actre, sample_action, unseen
+from ..agents import ReAct, ask_actre, sample_action, unseen
+import a3t.compose # `ReAct.scores`
 from ..core import Trajectory, read_json, seed_for, write_json
 from ..envs.base import NUMBERED
 from ..envs.claims import truth
 from ..evaluate import wilson
 from ..models.base import gather
-from ..prompts import one_line, segments
 
 # %% ../../nbs/quality/reasons.ipynb #9b814287
 @dataclass(frozen=True)
@@ -111,9 +111,7 @@ async def command_logprobs(
     **prompt, # `instruction` and `exemplar`
 )->list: # log-probability of each command among these; they sum to 1
     "How likely each action is to come next, among these"
-    think = [f'think[{one_line(reason)}]'] if reason else []
-    scores = await lm.score([s.text for s in segments(history, **prompt)] + think,
-                            [f"{' ' if reason else ''}act[{one_line(c)}]\n" for c in commands])
+    scores = await ReAct(lm, **prompt).scores(history, commands, reason)
     top = max(scores)
     total = top + math.log(sum(math.exp(s - top) for s in scores))
     return [s - total for s in scores]

@@ -331,6 +331,8 @@ class AlfWorld(TextEnv):
 
     def tasks(self, split): return self.games.tasks(split)
 
+    def idle(self, action): return self.verb(action) in ('look', 'inventory', 'examine')
+
     def manifest(self, tasks): return {t:self.games[t].hash for t in tasks if t in self.games}
 
     def panel(self, split, n=0, seed=0): return game_panel(self.games, split, n, seed)

@@ -307,7 +307,8 @@ class AlfSim(TextEnv):
 
     def tasks(self, split): return self.games.tasks(split)
 
-    manifest, panel, claims = AlfWorld.manifest, AlfWorld.panel, AlfWorld.claims
+    manifest, panel = AlfWorld.manifest, AlfWorld.panel
+    claims, idle = AlfWorld.claims, AlfWorld.idle
 
     def _open(self, task):
         g = self.games[task]

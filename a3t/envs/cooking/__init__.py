@@ -112,6 +112,9 @@ def foods_of(
 def things(self:Cooking, action): return things_in(action)
 
 @patch
+def idle(self:Cooking, action): return action.split(' ', 1)[0] in ('look', 'inventory', 'examine')
+
+@patch
 def kind(self:Cooking, name): return name
 
 @patch
