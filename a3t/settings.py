@@ -253,7 +253,8 @@ def _environments():
                         shared=number(0, 1))
     kitchens = dictionary(**_COUNTS, levels=some('level', *LEVELS))
     return dict(base=ignored | dict(eval_splits=_HOUSES),
-                alfworld=engines | games | dict(eval_splits=_HOUSES, generator=houses),
+                alfworld=engines | games | dict(eval_splits=some('split', 'train', 'valid', 'seen', 'unseen'),
+                                                generator=houses),
                 webshop=ignored | games | dict(eval_splits=some('split', 'train', 'valid', 'test'),
                                                generator=dictionary(seed=whole(), products=whole(1))),
                 cooking=ignored | dict(eval_splits=_HOUSES, generator=kitchens),
@@ -298,15 +299,15 @@ MODEL = dict(
     temperature=number(0, 10))
 EXPLORING = dict(
     opening=one_of('prompted', 'sampled'), opening_tasks=whole(), explore_budget=whole(1), looks=whole(),
-    round_tasks=whole(), p=number(0, 1), sampler=one_of('verb', 'acts', 'policy', 'novel'),
-    invalid_limit=whole(), compositions=whole(), stop_successes=whole(), min_compositions=whole())
+    round_tasks=whole(), p=number(0, 1), sampler=one_of('verb', 'acts', 'policy', 'novel'), invalid_limit=whole(),
+    compositions=whole(), stop_successes=whole(), min_compositions=whole())
 DATA = dict(
-    success_threshold=number(0, 1, above=True), failure_reward=number(-inf, 1), observations=one_of('keep', 'mask'),
-    contrast_margin=whole(), contrast_floor=number(-inf, 0), normalise=one_of('tokens', 'none'), from_base=_yes_or_no)
+    success_threshold=number(0, 1, above=True), flip_rewards=number(0, 1), failure_reward=number(-inf, 1),
+    observations=one_of('keep', 'mask'), contrast_margin=whole(), contrast_floor=number(-inf, 0),
+    normalise=one_of('tokens', 'none'), from_base=_yes_or_no)
 TRAINING = dict(
     epochs_first=whole(1), epochs=whole(1), learning_rate=number(0, 1, above=True), schedule=one_of(*SCHEDULES),
-    warmup=number(0, 1, below=True),
-    batch_size=whole(1), micro_tokens=whole(), max_length=whole(1), lora_rank=whole(1), lora_alpha=number(above=True),
+    warmup=number(0, 1, below=True), batch_size=whole(1), micro_tokens=whole(), max_length=whole(1), lora_rank=whole(1), lora_alpha=number(above=True),
     lora_dropout=number(0, 1, below=True),
     target_modules=Allowed('all-linear, or a list of names of matrices', _modules_fault), layers=whole(),
     gradient_checkpointing=_yes_or_no, launch=Allowed('a command of this machine, or empty', _launch_fault),

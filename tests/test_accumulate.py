@@ -5,14 +5,15 @@ import pyarrow as pa, pyarrow.parquet as pq, pytest
 import a3t.accumulate
 from a3t.accumulate import (
     FILE, append, entries, fetch, file_table, is_success, paper_training_sets, plot_statistics, read, round_statistics,
-    select_training, shortest, stores, stream, trajectory_files)
-from a3t.core import A3TError, Step, Trajectory, content_hash, to_row, trajectory_id, write_atomic
+    flip_rewards, select_training, shortest, sources_table, stores, stream, training_sources, trajectory_files, way)
+from a3t.core import (
+    A3TError, Step, Trajectory, content_hash, results_folder, to_row, trajectory_id, write_atomic)
 
 ROOT = Path(a3t.accumulate.__file__).parents[1]
 
 def traj(task='t', won=True, source='composed', round=0, reason='r', seed=0):
     return Trajectory(task, 'pick', 'a goal', 'You see "ü" | a,b\n🦉',
-                      (Step(reason, 'go', 'ok', 'sampled'), Step('', 'take', 'done')),
+                      (Step(reason, f'go {reason}', 'ok', 'sampled'), Step('', 'take', 'done')),
                       1. if won else .25, won, source, round, seed)
 
 def test_round_trip_and_duplicates(tmp_path):
@@ -74,6 +75,68 @@ def test_selection():
     assert select_training(s + [replace(f, source='composed') for f in own]) == s
     assert select_training([traj('other', False, 'policy')] + s) == s
 
+def test_the_same_actions_count_once():
+    "In whatever round, by whatever source, and with whatever reasons: K stays as it was"
+    s, own = [traj(reason=str(i)) for i in range(3)], [traj(won=False, source='policy', reason=f'f{i}') for i in range(3)]
+    again = [replace(t, round=r, source='policy', steps=(replace(t.steps[0], reason=f'other {r}'), *t.steps[1:]))
+             for t in s for r in (1, 2)]
+    assert select_training(s + own) == select_training(s + own + again) == select_training([*s, *own[:1], *again, *own[1:]])
+    for kept in (select_training(s + again), select_training(again + s)): assert len(kept) == 3
+    later = replace(own[0], round=1)
+    assert select_training(s + own[:1] + [later]) == s + [later], 'of failures, the latest stays'
+    assert select_training(s[:2] + own[:1] + [later] + again) == s[:2] + [later] + again[4:5]
+    assert select_training([s[0], replace(s[0], task='other')]) == [s[0], replace(s[0], task='other')]
+
+@pytest.mark.parametrize('seed', range(5))
+def test_copies_from_later_rounds_change_nothing(seed):
+    rng = random.Random(seed)
+    ts = [traj(rng.choice('ab'), rng.random() < .5, rng.choice(['policy', 'composed']), 0, str(i)) for i in range(30)]
+    copies = [replace(t, round=1) for t in rng.sample(ts, 12)]
+    chosen = lambda some: sorted((t.task, t.won, way(t)) for t in select_training(some))
+    won = lambda some: [c for c in chosen(some) if c[1]]
+    assert won(ts) == won(ts + copies) and len(chosen(ts)) == len(chosen(ts + copies))
+    assert round_statistics(ts + copies).loc[1].tolist() == round_statistics(ts).loc[0].tolist()
+
+def test_the_committed_run_without_repetitions():
+    "Its training set is what it was, but for 38 successes that repeat earlier actions, and a failure beside one of them"
+    known = [e for r in range(4) for e in entries(results_folder()/'cpu-alfworld'/f'round_{r:02}'/'trajectories')]
+    kept, won = select_training(known), [e for e in known if e.won]
+    assert len(won) == 833 and sum(e.won for e in kept) == len({(e.task, e.way) for e in won}) == 795
+    assert len(kept) == 803
+    first = {}
+    for e in won: first.setdefault((e.task, e.way), e)
+    assert [e for e in kept if e.won] == list(first.values())
+    assert select_training([e for e in known if not e.round]) == [e for e in known if not e.round]
+
+def test_sources_of_a_training_set():
+    own, made = traj(source='policy'), traj(reason='2')
+    own = replace(own, steps=tuple(replace(s, actor='policy') for s in own.steps))
+    lost = replace(own, won=False)
+    plain = replace(made, steps=own.steps)
+    found = training_sources([traj(source='explored'), own, made, plain, lost], sentences=lambda t, a: ['one']*len(a))
+    count = lambda n, mixed, steps, sampled: dict(trajectories=n, with_sampled=mixed, steps=steps, sampled_steps=sampled,
+                                                  forced_steps=0)
+    assert found == dict(explored=count(1, 1, 2, 1), policy=count(1, 0, 2, 0), composed=count(2, 1, 4, 1),
+                         failures=count(1, 0, 2, 0))
+    assert list(found) == ['explored', 'policy', 'composed', 'failures'] and json.loads(json.dumps(found)) == found
+    table = sources_table({'round 0':found, 'round 1':training_sources([own])})
+    assert table['round 0'].tolist() == ['4', '1 (25%)', '1 (25%)', '2 (50%)', '1 (25%)', '1', '8', '2 (25%)', '0 (0%)']
+    assert table.loc['composed, with a sampled action', 'round 1'] == '0 (0%)'
+    assert training_sources([own], sentences=lambda t, a: ['only'])['policy']['forced_steps'] == 0, 'nothing was sampled'
+    forced = training_sources([made], sentences=lambda t, a: ['only'])['composed']
+    assert forced['forced_steps'] == 1 and training_sources([half := traj(won=False)], .2)['composed']['trajectories'] == 1
+    assert sources_table({}).empty
+
+def test_flipped_rewards():
+    ts = [traj(f't{i}', i % 2 == 0, reason=str(i)) for i in range(1000)]
+    assert flip_rewards(ts, 0) == ts and [t.won for t in flip_rewards(ts, 1)] == [not t.won for t in ts]
+    some = flip_rewards(ts, .1)
+    turned = [a.task for a,b in zip(ts, some) if a != b]
+    assert 70 < len(turned) < 130 and all(b.reward == b.won for a,b in zip(ts, some) if a != b)
+    assert flip_rewards(ts[::-1], .1) == some[::-1] and flip_rewards(ts, .1, 1) != some, 'the order is no matter'
+    assert set(turned) <= {a.task for a,b in zip(ts, flip_rewards(ts, .2)) if a != b}
+    assert all(replace(t, steps=u.steps, round=0) == t for t,u in zip(some, ts))
+
 def test_threshold():
     half = traj(won=False)
     assert not is_success(half) and is_success(half, .25) and not is_success(traj(), 1.1)
@@ -110,7 +173,8 @@ def test_a_full_context_is_no_success():
 def test_statistics_count_what_is_selected():
     "Against the definition: select for each round, from all up to it"
     rng = random.Random(0)
-    some = lambda: traj(rng.choice('abcdef'), rng.random() < .4, rng.choice(['policy', 'composed']), rng.randrange(4))
+    some = lambda: traj(rng.choice('abcdef'), rng.random() < .4, rng.choice(['policy', 'composed']), rng.randrange(4),
+                        str(rng.randrange(20)))
     for margin, threshold in ((1, None), (0, None), (2, .2)):
         ts = [some() for _ in range(300)]
         stats = round_statistics(ts, 10, margin, threshold)

@@ -2,6 +2,7 @@
 import json, lzma, os, random, subprocess, sys, threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 import pytest
 from a3t.core import A3TError
 from a3t.envs.alfworld import engine
@@ -12,7 +13,7 @@ from a3t.envs.alfworld.panels import *
 from a3t.envs.alfworld.engine import *
 from a3t.envs.alfworld import *
 from a3t.envs.contract import check_environment, replay_equal
-from a3t.envs.base import load_environment, play
+from a3t.envs.base import leaked, load_environment, play
 
 SHARED = Path(os.environ.get('A3T_SHARED') or Path(__file__).parents[2]/'shared')/'data'/'alfworld'/'games.jsonl.xz'
 needs_games = pytest.mark.skipif(not SHARED.exists(),
@@ -357,6 +358,23 @@ def test_published_list():
                 and p[f'paper-{name}'].items() <= p['train'].items())
     assert not set(p['paper-train']) & set(p['paper-valid'])
     assert type_counts(p['train']) == PUBLISHED_TYPES['train'] and type_counts(p['seen']) == PUBLISHED_TYPES['seen']
+
+
+def test_no_training_panel_holds_a_validation_game():
+    "Of the published list, without the games themselves"
+    listed = published()['train'] | published()['seen']
+    named = Games('the list', dict.fromkeys(listed), lambda t, _: SimpleNamespace(hash=listed[t]))
+    env, valid = AlfSim(named), published()['paper-valid']
+    assert env.panel('valid') == valid == env.panel('valid', 60, 5) and env.tasks('valid') == list(valid)
+    for n in (0, 1, 12, 599, 600, 601, 2400, 3493):
+        for seed in (0, 1):
+            panel = env.panel('train', n, seed)
+            assert len(panel) == (n or 3493) and not set(panel) & set(valid) and not leaked(env, panel), n
+    assert env.panel('train', 600).hash == '45d1e4e8271b90cb' and env.panel('train', 2400).hash == '42917c34fa53e10f'
+    assert set(env.panel('valid', 12)) < set(valid) and env.panel('valid', 12, 1) != env.panel('valid', 12)
+    with pytest.raises(A3TError, match='3,494 games are asked for, .* train has 3,493 besides the validation games'):
+        env.panel('train', 3494)
+    with pytest.raises(A3TError, match='61 games are asked for, but the split valid has 60'): env.panel('valid', 61)
 
 
 @needs_games

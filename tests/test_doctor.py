@@ -7,6 +7,8 @@ import pytest
 from a3t import doctor as module
 from a3t.settings import load_settings
 from a3t.doctor import check_machine, check_packages, check_preset, check_weights, run_checks
+from a3t.envs.alfworld.simulator import AlfSim
+from a3t.envs.base import settings_environment
 from a3t.envs.alfworld.games import mini_games, pack_games, unpack_games
 from test_alfworld_engine import TASK, needs_games, old_dialect, real  # noqa: F401 (real is a fixture)
 from conftest import ROOT
@@ -21,7 +23,7 @@ def place(tmp_path, monkeypatch):
     unpack_games(mini_games(), tmp_path/'data'/'alfworld'/'json_2.1.1')
     return tmp_path
 
-ON = dict(environment='alfworld', games='official', model='tiny', quantize='none')
+ON = dict(environment='alfworld', games='official', model='tiny', quantize='none', train_tasks=1)
 
 def faults(capsys, **overrides):
     "Run the doctor: name of each failed check → its line"
@@ -32,6 +34,14 @@ def faults(capsys, **overrides):
     return {k:v[0] for k,v in bad.items()}
 
 def test_all_checks_pass(place, capsys): assert not faults(capsys)
+
+def test_training_tasks(place, capsys, monkeypatch):
+    "Too many, or of another split"
+    assert 'train has 1' in faults(capsys, train_tasks=2)['training tasks']
+    env = settings_environment(load_settings('cpu', ON, ROOT/'settings.ini'))
+    monkeypatch.setattr(type(env), 'tasks', lambda self, split: self.games.tasks('train' if split == 'valid' else split))
+    monkeypatch.setattr(AlfSim, 'tasks', type(env).tasks)
+    assert f'in the split valid, too: {env.tasks("train")[0]}' in faults(capsys)['training tasks']
 
 def test_truncated_game(place, capsys):
     file = place/'data/alfworld/json_2.1.1'/TASK/'game.tw-pddl'

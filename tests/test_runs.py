@@ -190,6 +190,25 @@ def test_panels_are_held(fake):
     with pytest.raises(A3TError, match='are not those'): stage.panel(env, 'seen', 5)
     unlock(run/'baselines'/'.baselines.lock')
 
+def test_a_run_that_trains_on_validation_tasks_is_refused(fake):
+    "Also one that an earlier version began"
+    run, _ = open_run('data/runs/a', 'smoke', {'rounds':1})
+    stage = open_stage('baselines', run)
+    env = stage.environment()
+    env.splits = (*env.splits, 'valid')
+    tasks, bad = env.tasks, env.tasks('train')[3]
+    env.tasks = lambda split: [bad] if split == 'valid' else tasks(split)
+    with pytest.raises(A3TError, match=f'trains on tasks of the split valid .{bad}.: start a new run'):
+        stage.panel(env, 'train')
+    assert not (run/'panels'/'train.json').exists()
+    env.tasks = tasks
+    env.splits, panel = env.splits[:3], stage.panel(env, 'train')
+    env.splits = (*env.splits, 'valid')
+    env.tasks = lambda split: [bad] if split == 'valid' else [t for t in tasks(split) if t != bad]
+    with pytest.raises(A3TError, match='trains on tasks of the split valid'): stage.panel(env, 'train')
+    assert len(panel) and stage.panel(env, 'seen')
+    unlock(run/'baselines'/'.baselines.lock')
+
 # -- locks
 
 def test_lock_is_seen_by_others_and_ends_with_its_process(tmp_path):

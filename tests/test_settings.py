@@ -69,7 +69,7 @@ WRONG = { # key → (preset, wrong values)
     'invalid_limit':('smoke', WHOLE), 'compositions':('smoke', WHOLE), 'stop_successes':('smoke', WHOLE + ('4',)),
     'min_compositions':('smoke', WHOLE + ('4',)), 'success_threshold':('smoke', SHARE + ('0',)),
     'failure_reward':('smoke', NUMBER + ('1.1', '2')),
-    'observations':('smoke', ('masked', '', 'Keep')), 'contrast_margin':('smoke', WHOLE),
+    'observations':('smoke', ('masked', '', 'Keep')), 'contrast_margin':('smoke', WHOLE), 'flip_rewards':('smoke', ('-.1', '1.1', 'some')),
     'contrast_floor':('smoke', NUMBER + ('0.5',)),
     'normalise':('smoke', ('token', '', 'None')), 'epochs_first':('smoke', POSITIVE), 'epochs':('smoke', POSITIVE),
     'learning_rate':('smoke', NUMBER + ('-1', '0', '2')),

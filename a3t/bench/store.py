@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq
 from ..accumulate import (
-    SCHEMA, append, entries, fetch, file_table, is_success, read, round_statistics, select_training, stream,
+    SCHEMA, append, entries, fetch, file_table, is_success, read, round_statistics, select_training, stream, way,
     trajectory_files)
 from .processes import resident_memory, run_apart
 from ..quality.alarms import incoherent_reasons
@@ -60,7 +60,8 @@ def naive_append(
 )->int: # how many of them were new
     "Append after reading all rows"
     seen = {r['id'] for r in naive_read(folder)}
-    new = {r['id']:r for r in map(to_row, trajectories) if r['id'] not in seen}
+    rows = (to_row(t) | dict(way=way(t)) for t in trajectories)
+    new = {r['id']:r for r in rows if r['id'] not in seen}
     if not new: return 0
     pq.write_table(pa.Table.from_pylist(list(new.values()), schema=SCHEMA), out := io.BytesIO(), compression='zstd')
     n = len(trajectory_files(folder, missing_ok=True))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NUMBERED', 'STOP_WORDS', 'PLACES', 'THINGS', 'TOY_RULES', 'some', 'Panel', 'content_words', 'TextSpace', 'TextEnv',
-           'ToyHouse', 'play', 'environment_module', 'load_environment', 'load', 'environment_spec',
+           'leaked', 'ToyHouse', 'play', 'environment_module', 'load_environment', 'load', 'environment_spec',
            'settings_environment', 'Check']
 
 # %% ../../nbs/envs/base.ipynb #h0imports
@@ -126,6 +126,15 @@ def panel(self:TextEnv,
         raise A3TError(f'{n} tasks are asked for, but the split {split} has {len(tasks)}: ask for fewer, or for 0 '
                        f'to get all')
     return Panel(self.manifest(random.Random(seed_for(seed, 'panel', split)).sample(tasks, n) if n else tasks))
+
+# %% ../../nbs/envs/base.ipynb #leaked01
+def leaked(
+    env, # a `TextEnv`
+    tasks, # task ids to train on
+)->dict: # split → those tasks that belong to it; empty as it should be
+    "Training tasks that belong to another split"
+    found = {s:sorted(set(tasks) & set(env.tasks(s))) for s in env.splits if s != 'train'}
+    return {s:both for s,both in found.items() if both}
 
 # %% ../../nbs/envs/base.ipynb #0ba1ee2c
 @patch

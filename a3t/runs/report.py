@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'STAGE_COLOURS', 'STYLE', 'run_alarms', 'run_stability', 'check_run', 'report_dict', 'success_table',
-           'stage_table', 'plot_success', 'plot_trajectories', 'training_logs', 'time_table', 'plot_time',
+           'sources_of', 'stage_table', 'plot_success', 'plot_trajectories', 'training_logs', 'time_table', 'plot_time',
            'plot_timeline', 'some_trajectories', 'report_html', 'write_report']
 
 # %% ../../nbs/runs/report.ipynb #09b0907f
@@ -14,7 +14,8 @@ from pathlib import Path
 import matplotlib, matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 import pandas as pd
-from ..accumulate import entries, fetch, round_statistics, stores
+from ..accumulate import (
+    entries, fetch, is_success, round_statistics, sources_table, stores, training_sources)
 from ..core import A3TError, COLOURS, read_json, trajectory_html, write_atomic, write_json
 from ..envs.base import settings_environment
 from ..evaluate import accumulated_score, graded, plot_rates, score_table
@@ -28,10 +29,17 @@ from .manifests import read_manifest
 # %% ../../nbs/runs/report.ipynb #442b6bc6
 def _file(path): return read_json(path) if path.exists() else {}
 
-def _round(run, r):
+def _sources(run, r, S, facts):
+    "Where the training set of a round comes from; for runs of earlier versions counted from the stored successes"
+    if 'sources' in facts: return facts['sources']
+    won = [e for q in range(r + 1) for e in _entries(run, 'explore', q) if is_success(e, S['success_threshold'])]
+    return training_sources(fetch(won), S['success_threshold']) | dict(failures=dict(trajectories=facts['failed']))
+
+def _round(run, r, S):
     "The part of the report on one round: the facts of each finished stage"
     done = {s:m for s in ('explore', 'train', 'evaluate') if (m := read_manifest(run, s, r))}
     res = dict(round=r, **{s:done.get(s, {}).get('facts', {}) for s in ('explore', 'train')})
+    if 'failed' in res['train']: res['train'] = dict(res['train'], sources=_sources(run, r, S, res['train']))
     if 'evaluate' in done: res['splits'] = read_json(stage_folder(run, 'evaluate', r)/'scores.json')
     res['seconds'] = {s:m['seconds'] for s,m in done.items()}
     return {k:v for k,v in res.items() if v or k == 'round'}
@@ -99,7 +107,7 @@ def report_dict(
     baselines = _file(run/'baselines'/'scores.json') if read_manifest(run, 'baselines') else {}
     return dict(
         preset=info['preset'], environment=S['environment'], engine=S['engine'], model=S['model'], seconds=sum(times),
-        rounds=[d for r in range(S['rounds']) if len(d := _round(run, r)) > 1], baselines=baselines,
+        rounds=[d for r in range(S['rounds']) if len(d := _round(run, r, S)) > 1], baselines=baselines,
         baselines_split=next((b['split'] for b in baselines.values()), None),
         accumulated=_accumulated(run, S['rounds']),
         missing=[stage_name(*s) for s in stages if not read_manifest(run, *s)], stability=run_stability(run, S),
@@ -116,6 +124,15 @@ def success_table(
     return score_table(rows | {f"accumulated, rounds {', '.join(map(str, a['rounds']))}":a
                                for s,a in report['accumulated'].items() if s == split})
 
+# %% ../../nbs/runs/report.ipynb #sources1
+def sources_of(
+    report:dict, # what `report_dict` made
+)->pd.DataFrame: # a column for each round
+    "Who chose the actions that each round trained on"
+    return sources_table({f"round {r['round']}":r['train']['sources'] for r in report['rounds']
+                          if 'sources' in r.get('train', {})})
+
+# %% ../../nbs/runs/report.ipynb #sources2
 def stage_table(
     report:dict, # what `report_dict` made
 )->pd.DataFrame: # a column for each round
@@ -334,12 +351,14 @@ def _success(report):
         if split in _splits(report): parts.append(_figure(plot_success(report, split)))
     return parts
 
+# %% ../../nbs/runs/report.ipynb #2b19f9r1
 def _rounds(run, report):
     "The trajectories, the training and the novelty of each round"
     e, parts = html.escape, []
     if explored := [r['round'] for r in report['rounds'] if r.get('explore')]:
         parts += ['<h2>Trajectories found and trained on</h2>', _figure(plot_trajectories(run, max(explored) + 1)),
                   _table(stage_table(report))]
+    if len(who := sources_of(report)): parts += ['<h2>Who chose the actions that were trained on</h2>', _table(who)]
     if logs := training_logs(run, report['settings']['rounds']):
         parts += ['<h2>Training</h2>', _figure(plot_training(logs))]
     if not (new := report['stability'])['rounds']: return parts

@@ -15,7 +15,7 @@ from fastcore.basics import chunked, patch
 from tqdm import tqdm
 from ..accumulate import append
 from ..core import A3TError, read_json, seed_for, write_json
-from ..envs.base import Panel, settings_environment
+from ..envs.base import Panel, leaked, settings_environment, some
 from ..evaluate import trials as play_panel
 from ..models.api import model_arguments
 from ..models.journal import Journal
@@ -130,8 +130,12 @@ def panel(self:Stage,
     """The run's panel of a split, written down when it is first drawn; raises `A3TError` that names what has changed
     since"""
     path = self.run/'panels'/f'{split}.json'
-    if path.exists(): Panel(read_json(path)['games']).check(env)
+    stored = read_json(path)['games'] if path.exists() else {}
+    Panel(stored).check(env)
     tasks = env.panel(split, n, self.settings['seed'])
+    for other,both in leaked(env, stored or tasks).items() if split == 'train' else ():
+        raise A3TError(f'the run {self.run.name} trains on tasks of the split {other} ({some(both)}): start a new run '
+                       f'under another --name')
     if not path.exists(): write_json(path, dict(split=split, n=len(tasks), hash=tasks.hash, games=tasks))
     if read_json(path)['hash'] != tasks.hash:
         raise A3TError(f'the games of the split {split} are not those that the run {self.run.name} began with: bring '

@@ -14,6 +14,7 @@ from ...core import A3TError
 from . import named_games
 from .engine import reworded
 from .house import House
+from .panels import split_games
 from .simulator import AlfSim, NOTHING, Simulator, offered
 
 # %% ../../../nbs/envs/alfworld/batch.ipynb #9150c0fb
@@ -55,7 +56,7 @@ def reset(self:AlfSims, *,
     "Start all episodes"
     gymnasium.vector.VectorEnv.reset(self, seed=seed)
     queue = list((options or {}).get('tasks') or ())
-    self.queue = queue or [str(t) for t in self.np_random.permutation(self.games.tasks(self.split))]
+    self.queue = queue or [str(t) for t in self.np_random.permutation(split_games(self.games, self.split))]
     if not self.queue: raise A3TError(f'there are no {self.split} games in {self.games.source}: choose another split')
     n = self.num_envs
     self.next, self.taken, self.over = 0, [0]*n, [False]*n

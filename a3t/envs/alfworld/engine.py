@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from fastcore.basics import patch
 from ...core import A3TError, Step, Trajectory, content_hash, data_folder, write_atomic
 from .claims import house_claims
-from .games import NO_GOAL, SPLITS, TYPES, _TASK, _package_data, load_games
-from .panels import game_panel
+from .games import NO_GOAL, TYPES, _TASK, _package_data, load_games
+from .panels import game_panel, split_games
 from ..base import TextEnv
 
 # %% ../../../nbs/envs/alfworld/engine.ipynb #94c1007d
@@ -318,7 +318,7 @@ class AlfWorld(TextEnv):
         'R, clean X with R, heat X with R, cool X with R, slice X with Y, use X, examine X, look, inventory. R is a '
         'place and X a thing, each with its number. You see the things of a place when you go there; a closed place '
         'must be opened first. You can hold one thing. A sinkbasin makes it clean, a microwave hot, a fridge cool.')
-    exemplar, task_types, splits = EXEMPLAR, tuple(TYPES.values()), tuple(SPLITS)
+    exemplar, task_types, splits = EXEMPLAR, tuple(TYPES.values()), ('train', 'valid', 'seen', 'unseen')
 
     def __init__(self,
         games, # `Games`, or a source that `load_games` takes
@@ -329,7 +329,7 @@ class AlfWorld(TextEnv):
         self.game, self.n = None, 0
         self.raw = '' # the engine's last text, complete
 
-    def tasks(self, split): return self.games.tasks(split)
+    def tasks(self, split): return split_games(self.games, split)
 
     def idle(self, action): return self.verb(action) in ('look', 'inventory', 'examine')
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_PANELS', 'PUBLISHED', 'PUBLISHED_TYPES', 'MANIFEST', 'type_counts', 'make_panel', 'write_manifest', 'published',
-           'check_published', 'known_panel', 'game_panel']
+           'check_published', 'known_panel', 'split_games', 'game_panel']
 
 # %% ../../../nbs/envs/alfworld/panels.ipynb #pn0imports
 import functools, importlib.resources, lzma
@@ -109,6 +109,24 @@ def known_panel(
     return panel
 
 # %% ../../../nbs/envs/alfworld/panels.ipynb #d134f966
+def split_games(
+    games:Games, # games of any kind
+    split:str, # 'train', 'valid', 'seen' or 'unseen'
+)->list: # sorted task ids
+    "The tasks of a split; the paper's validation games are taken out of the published training games"
+    if split not in ('train', 'valid'): return games.tasks(split)
+    valid = published()['paper-valid']
+    return [t for t in games.tasks('train') if (t in valid) == (split == 'valid')]
+
+def _paper_panel(games, split, n):
+    "The paper's panel, if these are its games and this is its size; the 600 training games do not depend on a seed"
+    paper = published().get(f'paper-{split}', {})
+    if n not in ((0, len(paper)) if split == 'valid' else (len(paper),)) or not set(paper) & set(games): return None
+    if gone := [t for t in paper if t not in games]:
+        raise A3TError(f'missing of the panel paper-{split}: {some(gone)}; download the data again')
+    return known_panel(Panel({t:games[t].hash for t in paper}), 'train')
+
+# %% ../../../nbs/envs/alfworld/panels.ipynb #d134f967
 def game_panel(
     games:Games, # where to choose from
     split:str, # 'train', 'valid', 'seen' or 'unseen'
@@ -117,20 +135,21 @@ def game_panel(
 )->Panel: # the panel
     """The panel of a split; 600 published training games, and `valid`, are the paper's. Raises `A3TError` for missing,
     unknown and changed games"""
-    paper = f'paper-{split}' if split == 'valid' or split == 'train' and n == 600 else None
+    if paper := _paper_panel(games, split, n): return paper
     where = 'train' if split == 'valid' else split
     missing, unknown = check_published(games, where)
-    if paper and set(published()[paper]) & set(games): # these 600 or 60, whatever the seed
-        if gone := [t for t in published()[paper] if t not in games]:
-            raise A3TError(f'missing of the panel {paper}: {some(gone)}; download the data again')
-        return known_panel(Panel({t:games[t].hash for t in published()[paper]}), where)
-    if split == 'valid':
-        raise A3TError("the split valid is a part of the published training games: with other games, use a part of "
-                       "the split train")
-    if missing and split != 'train':
+    if split == 'valid' and not split_games(games, 'valid'):
+        raise A3TError("the split valid is a part of the published training games: with other games, use the split "
+                       "seen")
+    if missing and where != 'train':
         raise A3TError(f'{len(missing)} of the {PUBLISHED[split]} published {split} games are missing: '
                        f'{some(missing)}; download the data again')
     if unknown:
         raise A3TError(f'{len(unknown)} {split} games are not among the {PUBLISHED[split]} published ones: '
                        f'{some(unknown)}; remove them, or give them a split of their own')
-    return known_panel(make_panel(games, split, n or None, seed=seed), where)
+    if n > len(have := split_games(games, split)):
+        raise A3TError(f'{n:,} games are asked for, but the split {split} has {len(have):,}'
+                       f"{' besides the validation games'*bool(split_games(games, 'valid') and split == 'train')}: ask "
+                       f'for fewer, or for 0 to get all')
+    others = set(games.tasks(where)).difference(have)
+    return known_panel(make_panel(games, where, n or None, seed=seed, exclude=others), where)

@@ -305,9 +305,7 @@ class AlfSim(TextEnv):
         self.task, self.n, self.raw = None, 0, ''
         self._opened = functools.lru_cache(64)(self._open)
 
-    def tasks(self, split): return self.games.tasks(split)
-
-    manifest, panel = AlfWorld.manifest, AlfWorld.panel
+    tasks, manifest, panel = AlfWorld.tasks, AlfWorld.manifest, AlfWorld.panel
     claims, idle = AlfWorld.claims, AlfWorld.idle
 
     def _open(self, task):
