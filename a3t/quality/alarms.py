@@ -81,7 +81,7 @@ def incoherent_reasons(
     k, n = sum(bad), len(bad)
     if not n or wilson(k, n)[0] <= limit: return []
     return [alarm('incoherent reasons', f'{k} of {n} reasons are broken or name things that nobody has seen: read some '
-                  'of them in the report; grounded_reasons = true binds ActRe, a lower temperature or learning_rate '
+                  'of them in the report; actre = bound binds ActRe, a lower temperature or learning_rate '
                   'calms the policy')]
 
 # %% ../../nbs/quality/alarms.ipynb #cutshort
