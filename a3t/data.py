@@ -71,6 +71,7 @@ def loss_segments(
         res += [s._replace(kind='prompt') if skip else s for s in step_segments(step)]
     return [s for s in res if s.text]
 
+# %% ../nbs/method/07_data.ipynb #loss0003
 def encode_spans(
     tokenizer, # a transformers tokenizer
     segs, # of `Segment`
@@ -104,6 +105,7 @@ def encode_row(
     return check_row(Row(tuple(map(_same.setdefault, ids, ids)), tuple(mask), float(weight), task, won, tuple(spans)),
                      kinds)
 
+# %% ../nbs/method/07_data.ipynb #enrow001
 def make_row(
     tokenizer, # a transformers tokenizer
     traj:Trajectory, # what to learn from
@@ -163,6 +165,7 @@ def make_rows(
                                 f'{max_length} tokens: raise it')
     raise A3TError('nothing to train on: no trajectory was kept; let the round explore more')
 
+# %% ../nbs/method/07_data.ipynb #actre001
 def swapped_loss_segments(
     traj:Trajectory, # a success
     mask_invalid:bool, # do reasons of its invalid steps count as prompt?
@@ -176,6 +179,7 @@ def swapped_loss_segments(
         res += [s._replace(kind='prompt') if skip else s for s in swapped_step(step)]
     return [s for s in res if s.text]
 
+# %% ../nbs/method/07_data.ipynb #actre002
 def make_actre_rows(
     tokenizer, # a transformers tokenizer
     trajectories, # of `Trajectory`; failures, and successes without a reason that bears loss, are left out

@@ -107,6 +107,7 @@ def actre_line(
     start = f'act[{one_line(action)}] think['
     return start if reason is None else f'{start}{one_line(reason)}]\n'
 
+# %% ../nbs/method/02_prompts.ipynb #swap0001
 def swapped_step(
     step:Step, # one step
 )->list: # of `Segment`: action, reason (where there is one), observation
@@ -126,6 +127,7 @@ def swapped_segments(
     prompt = [Segment(head, 'prompt')] if head else []
     return prompt + [Segment(task_text(traj), 'prompt')] + [s for st in traj.steps for s in swapped_step(st)]
 
+# %% ../nbs/method/02_prompts.ipynb #swap0004
 def actre_segments(
     traj:Trajectory, # the history: the episode so far, with its reasons
     action:str, # the action to explain

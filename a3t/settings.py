@@ -85,10 +85,11 @@ def preset_values(
         name = sections[name].get('extends', '')
     return {k:(v, s) for s in reversed(chain) for k,v in sections[s].items() if k != 'extends'}
 
-# %% ../nbs/settings.ipynb #e5a8572a
+# %% ../nbs/settings.ipynb #e5a8572e
 # settings of earlier versions, and what to write instead
 REPLACED = dict(grounded_reasons='actre: write actre = bound for true, and actre = base for false')
 
+# %% ../nbs/settings.ipynb #e5a8572a
 def load_settings(
     preset:str, # a section of the settings file
     overrides:dict=None, # key → value (or text to parse) that replaces the preset's
