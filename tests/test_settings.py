@@ -280,6 +280,11 @@ def test_a_run_of_an_earlier_version(tmp_path, monkeypatch):
         assert '\n' not in str(e.value)
     open_stage('report', 'data/runs/a')
 
+def test_a_setting_of_an_earlier_version_names_its_successor():
+    with pytest.raises(A3TError) as e: load_settings('smoke', {'grounded_reasons':'true'}, INI)
+    assert str(e.value) == ('setting grounded_reasons is now actre: write actre = bound for true, and actre = base for '
+                            'false')
+
 def test_the_doctor_says_it_too(capsys, monkeypatch):
     from a3t.doctor import check_preset
     monkeypatch.chdir(ROOT)
