@@ -214,12 +214,16 @@ class ActRe:
     @classmethod
     def from_settings(cls,
         S:dict, # settings of a run
-        lm, # a `LanguageModel`
+        lm, # a `LanguageModel`; for `actre = trained` the one that acts
         env, # the environment: its exemplar, and what its actions name
+        trained:bool=False, # is it the model of an earlier round? In round 0 nothing is trained yet
     ): # ActRe
-        "ActRe of a run"
-        return cls(lm, env.exemplar, grounded=env if S['grounded_reasons'] else None, temperature=S['temperature'],
-                   max_tokens=S['reason_tokens'])
+        "ActRe of a run; a trained one needs neither instruction nor exemplar"
+        limits = dict(temperature=S['temperature'], max_tokens=S['reason_tokens'])
+        if S['actre'] == 'trained' and trained: return cls(lm, instruction='', **limits)
+        # an untrained model writes the reasons that the first ActRe is trained on
+        bound = S['actre'] == 'bound' or S['actre'] == 'trained' and S['opening'] == 'sampled'
+        return cls(lm, env.exemplar, grounded=env if bound else None, **limits)
 
     async def __call__(self,
         traj:Trajectory, # the episode so far

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KIND_COLOURS', 'ACTRE_INSTRUCTION', 'one_line', 'render_step', 'parse_step', 'Segment', 'step_segments', 'task_text',
-           'segments', 'SegmentView', 'steps_of', 'actre_line', 'actre_segments', 'step_in_brief',
-           'actre_brief_segments']
+           'segments', 'SegmentView', 'steps_of', 'actre_line', 'swapped_step', 'swapped_segments', 'actre_segments',
+           'step_in_brief', 'actre_brief_segments']
 
 # %% ../nbs/method/02_prompts.ipynb #c93e1c99
 import html, re
@@ -107,11 +107,27 @@ def actre_line(
     start = f'act[{one_line(action)}] think['
     return start if reason is None else f'{start}{one_line(reason)}]\n'
 
-def _actre_steps(traj):
-    "The lines of an episode as ActRe sees them"
-    line = lambda s: actre_line(s.action, s.reason) if s.reason else f'act[{one_line(s.action)}]\n'
-    return [x for s in traj.steps for x in (line(s), f'{s.observation}\n')]
+# %% ../nbs/method/02_prompts.ipynb #swap0001
+def swapped_step(
+    step:Step, # one step
+)->list: # of `Segment`: action, reason (where there is one), observation
+    "A step in ActRe's view"
+    act = actre_line(step.action) if step.reason else f'act[{one_line(step.action)}]\n'
+    think = [Segment(f'{one_line(step.reason)}]\n', 'reason')] if step.reason else []
+    return [Segment(act, 'action'), *think, Segment(f'{step.observation}\n', 'observation')]
 
+def swapped_segments(
+    traj:Trajectory, # an episode, or its beginning
+    instruction:str='', # what a reason is; empty: no instruction, as for a trained ActRe
+    exemplar:Trajectory=None, # the one example; None: no example, as for a trained ActRe
+)->list: # of `Segment`
+    "A trajectory in ActRe's view: prompt, then action, reason, observation of each step"
+    head = f'{instruction}\n\n' if instruction else ''
+    if exemplar: head += ''.join(s.text for s in swapped_segments(exemplar)) + '\n'
+    prompt = [Segment(head, 'prompt')] if head else []
+    return prompt + [Segment(task_text(traj), 'prompt')] + [s for st in traj.steps for s in swapped_step(st)]
+
+# %% ../nbs/method/02_prompts.ipynb #swap0004
 def actre_segments(
     traj:Trajectory, # the history: the episode so far, with its reasons
     action:str, # the action to explain
@@ -119,9 +135,7 @@ def actre_segments(
     exemplar:Trajectory=None, # the same example as the policy's
 )->list: # of str: the segments of the prompt; the model continues with the reason, up to `]`
     "ActRe's prompt: history and action, then an open reason"
-    head = f'{instruction}\n\n' if instruction else ''
-    if exemplar: head += ''.join([task_text(exemplar), *_actre_steps(exemplar)]) + '\n'
-    return ([head] if head else []) + [task_text(traj), *_actre_steps(traj), actre_line(action)]
+    return [*(s.text for s in swapped_segments(traj, instruction, exemplar)), actre_line(action)]
 
 # %% ../nbs/method/02_prompts.ipynb #51705bde
 def step_in_brief(

@@ -23,7 +23,8 @@ from a3t.models.scripted import ScriptedModel
 from a3t.models.local import LocalModel
 from a3t.models.weights import load_model
 from a3t.prompts import (
-    ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, one_line, parse_step, render_step, segments, steps_of)
+    ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, one_line, parse_step, render_step, segments, steps_of,
+    swapped_segments)
 
 words = st.text(st.characters(blacklist_categories=('Cs', 'Cc')), max_size=40).map(one_line)
 
@@ -422,3 +423,30 @@ def test_a_thought_is_not_the_step():
         traj = Trajectory('task', 'pick', 'put the mug on the desk.', 'You see a desk.')
         assert gather([ReAct(lm, env.instruction, env.exemplar)(traj, {})]) == [('A mug.', 'look')]
         assert gather([ActRe(lm, env.exemplar)(traj, 'go to desk')]) == ['I need a mug.']
+
+@pytest.mark.parametrize('how,opening,trained,bound,prompted',
+                         [('base', 'sampled', False, False, True), ('base', 'prompted', True, False, True),
+                          ('bound', 'sampled', False, True, True), ('bound', 'sampled', True, True, True),
+                          ('trained', 'sampled', False, True, True), ('trained', 'prompted', False, False, True),
+                          ('trained', 'sampled', True, False, False), ('trained', 'prompted', True, False, False)])
+def test_who_writes_reasons(house, how, opening, trained, bound, prompted):
+    S = dict(actre=how, opening=opening, temperature=.7, reason_tokens=24)
+    lm = ScriptedModel(lambda prompt: ' The mug may be there.]\n')
+    actre = ActRe.from_settings(S, lm, house, trained)
+    assert (actre.wording is not None, bool(actre.exemplar), bool(actre.instruction)) == (bound, prompted, prompted)
+    if not bound:
+        history = replace(house.exemplar, steps=house.exemplar.steps[:2])
+        assert gather([actre(history, 'put mug')]) == ['The mug may be there.']
+        assert lm.calls[0].startswith(ACTRE_INSTRUCTION if prompted else 'Task: ')
+        assert lm.calls[0].endswith('act[put mug] think[')
+
+@given(st.lists(st.builds(Step, st.text(max_size=9), st.text(max_size=9), st.text(max_size=9)), max_size=5))
+def test_the_swap(steps):
+    "Both orders hold the same observations, and before each reason stands what ActRe is asked"
+    traj = replace(Trajectory('t', 'x', 'put it', 'obs'), steps=tuple(steps))
+    kinds = lambda segs: [[s.text for s in segs if s.kind == k] for k in ('prompt', 'observation')]
+    assert kinds(segments(traj)) == kinds(swapped_segments(traj))
+    assert [s.kind for s in swapped_segments(traj)].count('reason') == sum(bool(s.reason) for s in steps)
+    for i,s in enumerate(steps):
+        asked = actre_segments(replace(traj, steps=traj.steps[:i]), s.action, '')
+        if s.reason: assert [x.text for x in swapped_segments(traj)][:len(asked)] == asked

@@ -119,7 +119,7 @@ def test_what_llama_cpp_cannot(llama):
     with pytest.raises(A3TError, match='refuses .400.*context'): complete(lm, ['desk '*4000], max_tokens=4)
     env = load(max_steps=3)
     grounded = ActRe(lm, env.exemplar, grounded=env, max_tokens=12)
-    with pytest.raises(A3TError, match='grounded_reasons = false'):
+    with pytest.raises(A3TError, match='actre = base'):
         compose_all(lambda: load(max_steps=6), env.tasks('train')[:3], None, grounded, most=2, p=1.)
 
 def test_killed_in_mid_run():
@@ -768,7 +768,7 @@ def test_a_round_explores_with_a_hosted_model_alone(tmp_path, monkeypatch):
     monkeypatch.setenv('A3T_DATA', str(tmp_path))
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     with ToyServer(lambda b: MOVE) as toy:
-        hosted = dict(model=f'{toy.url}#no/such-model', opening='prompted', grounded_reasons=False, train_tasks=2,
+        hosted = dict(model=f'{toy.url}#no/such-model', opening='prompted', actre='base', train_tasks=2,
                       eval_tasks=2, rounds=1)
         run, _ = open_run(tmp_path/'runs'/'a', 'smoke', hosted)
         run_stage(run, 'explore')

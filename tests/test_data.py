@@ -1,10 +1,11 @@
 from dataclasses import replace
 import pytest
+from hypothesis import given, settings, strategies as st
 from a3t.core import A3TError, Step, Trajectory
-from a3t.data import by_task, check_row, count_tokens, make_row, make_rows, row_html
+from a3t.data import by_task, check_row, count_tokens, make_actre_rows, make_row, make_rows, row_html
 from a3t.envs.base import ToyHouse
 from a3t.models.base import encode_segments, toy_tokenizer
-from a3t.prompts import segments
+from a3t.prompts import actre_segments, one_line, segments
 
 won = ToyHouse.exemplar
 lost = replace(won, won=False, reward=.4, steps=won.steps[:2])
@@ -80,3 +81,58 @@ def test_rows_share_their_numbers(tok):
 
 def test_trajectories_may_be_a_stream(tok):
     assert make_rows(tok, iter([won, lost])) == make_rows(tok, [won, lost])
+
+# -- ActRe's rows
+
+text = st.text('ab ]\n[I', max_size=8)
+steps = st.lists(st.builds(Step, action=text, observation=text, reason=text, valid=st.booleans(), cut=st.booleans()),
+                 min_size=1, max_size=4)
+
+@pytest.mark.parametrize('llama', [False, True])
+@given(steps=steps)
+@settings(max_examples=40, deadline=None)
+def test_actre_is_trained_on_what_it_is_asked(llama, steps):
+    "Before each reason that bears loss stands exactly the prompt of the ActRe that writes it, and after it ends the line"
+    tok, traj = toy_tokenizer(llama=llama), replace(won, steps=tuple(steps))
+    taught = [i for i,s in enumerate(steps) if s.reason and s.valid and not s.cut]
+    if not taught:
+        with pytest.raises(A3TError, match='nothing to train ActRe on'): make_actre_rows(tok, [traj], observations='mask')
+        return
+    (row,), _ = make_actre_rows(tok, [traj], observations='mask')
+    asked = set()
+    for i in taught:
+        prompt = encode_segments(tok, actre_segments(replace(traj, steps=traj.steps[:i]), steps[i].action, ''))
+        line = encode_segments(tok, [one_line(steps[i].reason) + ']\n'])[len(encode_segments(tok, [])):]
+        asked |= set(range(len(prompt), len(prompt) + len(line)))
+        assert list(row.input_ids[:len(prompt) + len(line)]) == prompt + line
+    assert {i for i,m in enumerate(row.loss_mask) if m} == asked
+
+def test_failures_teach_actre_nothing(tok):
+    rows, too_long = make_actre_rows(tok, [lost, won, replace(won, task='other')])
+    assert len(rows) == 2 and too_long == 0 and all(r.won and r.weight == 1 for r in rows)
+    assert len(make_actre_rows(tok, [lost], threshold=.4)[0]) == 1
+    # the policy's rows of the same task form another group of equation 2
+    assert {r.task for r in rows}.isdisjoint(r.task for r in make_rows(tok, [won, lost])[0])
+    n = len(make_actre_rows(tok, [won])[0][0])
+    assert make_actre_rows(tok, [won, replace(won, steps=won.steps[:2])], max_length=n - 1)[1] == 1
+    bare = replace(won, steps=tuple(replace(s, reason='') for s in won.steps))
+    assert len(make_actre_rows(tok, [won, bare])[0]) == 1
+    for some in ([], [lost], [bare]):
+        with pytest.raises(A3TError, match='nothing to train ActRe on'): make_actre_rows(tok, some)
+
+@pytest.mark.parametrize('rows_of', [make_rows, make_actre_rows])
+@pytest.mark.parametrize('observations', ['keep', 'mask'])
+def test_sampled_steps_without_loss(tok, rows_of, observations):
+    "They count as prompt in a composed trajectory alone; the tokens stay the same"
+    mixed = replace(won, source='composed', steps=tuple(replace(s, actor='sampled' if i == 1 else 'policy')
+                                                        for i,s in enumerate(won.steps)))
+    make = lambda t, **kw: rows_of(tok, [t], observations=observations, **kw)[0][0]
+    with_loss, without = make(mixed), make(mixed, sampled_loss=False)
+    assert with_loss.input_ids == without.input_ids and with_loss.n_loss > without.n_loss
+    step = [mixed.steps[1].reason, mixed.steps[1].action][:2 if rows_of is make_rows else 1]
+    grey = tok.decode([i for i,a,b in zip(without.input_ids, with_loss.loss_mask, without.loss_mask) if a and not b])
+    assert all(s in grey for s in step) and mixed.steps[2].reason not in grey
+    explored = replace(mixed, source='explored')
+    assert make(explored) == make(explored, sampled_loss=False)
+    sampled = replace(mixed, steps=tuple(replace(s, actor='sampled') for s in mixed.steps))
+    assert len(rows_of(tok, [sampled, mixed], sampled_loss=False)[0]) == 1

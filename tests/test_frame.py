@@ -151,10 +151,10 @@ def test_again_there_is_nothing_to_do(whole):
     assert before == {p:p.stat().st_mtime_ns for p in project.run('smoke').rglob('*') if p.is_file()
                       and p.suffix != '.lock'}
 
-def kill_in(project, stage, round, deep):
+def kill_in(project, stage, round, deep, *more):
     """Start the command and kill it inside a stage: when it opens, or (`deep`) when it has done something; was it
     unfinished?"""
-    p, at, end = project.start('run', 'smoke'), project.run('smoke')/'progress.json', time.monotonic() + 120
+    p, at, end = project.start('run', 'smoke', *more), project.run('smoke')/'progress.json', time.monotonic() + 120
     done = stage_folder(project.run('smoke'), stage, round)/f'{stage}.done.json'
     while p.poll() is None:
         assert time.monotonic() < end, f'{stage} was never reached'
@@ -179,6 +179,25 @@ def test_killed_in_every_stage_the_report_is_the_same(whole, tmp_path, deep):
     assert p.returncode == 0, p.stderr
     assert without_seconds(report(project)) == without_seconds(report(whole[0]))
     assert not (project.run('smoke')/'old').exists()
+
+@pytest.mark.slow
+def test_a_trained_actre_goes_through_whole(tmp_path):
+    "Two rounds; killed while it composes with its own ActRe, the run ends with the same report"
+    (tmp_path/'a').mkdir(); (tmp_path/'b').mkdir()
+    more, reports = ('--set', 'actre=trained'), []
+    for name in 'ab':
+        project = Project(tmp_path/name)
+        if name == 'b': kill_in(project, 'explore', 1, True, *more)
+        p = project.a3t('run', 'smoke', *more)
+        assert p.returncode == 0, p.stderr
+        reports.append(without_seconds(report(project)))
+    facts = [r['train'] for r in reports[0]['rounds']]
+    assert reports[0] == reports[1] and all(0 < f['actre_rows'] <= f['trajectories'] for f in facts)
+    m = [read_manifest(project.run('smoke'), 'train', r) for r in range(2)]
+    assert m[0]['settings'] == m[1]['settings']
+    said = one_line_error(project.a3t('run', 'smoke'), "actre = 'bound' (was 'trained')")
+    assert 'choose another --name' in said
+    one_line_error(project.a3t('run', 'smoke', '--set', 'grounded_reasons=true'), 'write actre = bound for true')
 
 def limit(size):
     "No file may grow beyond `size` bytes: writes fail as on a full disk"

@@ -58,7 +58,8 @@ WRONG = { # key → (preset, wrong values)
                         "{'body': {'api_key': 'x'}}", "{'price': [1]}", "{'timeuot': 3}", "{'thinking': -1}")),
     'ray':('smoke', ('atuo', 'host', 'host:', ':6379', 'host:99999', 'host:x')),
     'ray_task':('smoke', DICT + ("{'num_cpu': 1}", "{'num_cpus': -1}", "{'num_gpus': '1'}")),
-    'policy_exemplar':('smoke', BOOL), 'grounded_reasons':('smoke', BOOL), 'from_base':('smoke', BOOL),
+    'policy_exemplar':('smoke', BOOL), 'actre':('smoke', ('', 'free', 'Bound', 'true')), 'sampled_loss':('smoke', BOOL),
+    'from_base':('smoke', BOOL),
     'gradient_checkpointing':('smoke', BOOL),
     'reason_tokens':('smoke', POSITIVE), 'step_tokens':('smoke', POSITIVE),
     'eval_temperature':('smoke', NUMBER + ('-0.1', '1e300')),
@@ -278,6 +279,11 @@ def test_a_run_of_an_earlier_version(tmp_path, monkeypatch):
             open_stage(stage, 'data/runs/a')
         assert '\n' not in str(e.value)
     open_stage('report', 'data/runs/a')
+
+def test_a_setting_of_an_earlier_version_names_its_successor():
+    with pytest.raises(A3TError) as e: load_settings('smoke', {'grounded_reasons':'true'}, INI)
+    assert str(e.value) == ('setting grounded_reasons is now actre: write actre = bound for true, and actre = base for '
+                            'false')
 
 def test_the_doctor_says_it_too(capsys, monkeypatch):
     from a3t.doctor import check_preset

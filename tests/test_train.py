@@ -5,8 +5,13 @@ import pytest, torch
 from conftest import LOST, OTHER, WON
 from safetensors.torch import load_file
 from a3t.core import A3TError, content_hash, file_hash, project_root
-from a3t.data import Row, make_rows
+from a3t.agents import ActRe
+from a3t.compose import annotate
+from a3t.data import Row, make_actre_rows, make_rows
+from a3t.envs.base import ToyHouse, play
 from a3t.losses import floored, normalised, policy_gradient, term_weights
+from a3t.models.base import gather
+from a3t.models.local import LocalModel
 from a3t.models.logprobs import lean, token_logprobs
 from a3t.models.weights import load_model, quiet, unpack_4bit
 from a3t.settings import parse_value, read_settings
@@ -412,3 +417,35 @@ def test_most_tokens(rows):
 def test_prints_the_memory_it_needs(nf4, rows, tmp_path, capsys):
     train(nf4[0], rows, tmp_path, **FAST | dict(epochs=1), progress='steps')
     assert 'GB of memory at most' in capsys.readouterr().out
+
+# -- one adapter, two jobs
+
+def mean_logprob(model, rows):
+    "Mean log-probability of the tokens that bear loss"
+    with torch.no_grad(), quiet(): return token_logprobs(model, rows)[0].mean().item()
+
+def names_share(lm, trajs):
+    "In how many of the reasons that a free ActRe writes does the action's thing occur?"
+    house, actre = ToyHouse(), ActRe(lm, instruction='', max_tokens=24)
+    steps = [(replace(t, steps=t.steps[:i]), s.action) for t in trajs for i,s in enumerate(t.steps)]
+    said = gather([actre(*x) for x in steps])
+    return sum(house.things(a)[0] in r for r,(_, a) in zip(said, steps))/len(steps), said
+
+def test_one_adapter_learns_both_jobs(folder, tmp_path):
+    "Policy and ActRe: the tokens of both become more likely, and the same reasons come again"
+    load = lambda adapter=None: load_model(folder, device='cpu', dtype=torch.float32, adapter=adapter)
+    house, (model, tok) = ToyHouse(), load()
+    plain = [play(house, t, house.walkthrough(t)) for t in house.tasks('train')[:4]]
+    plain = [replace(t, steps=tuple(replace(s, actor='sampled') for s in t.steps)) for t in plain]
+    lm = LocalModel(model, tok, slots=4)
+    taught = gather([annotate(t, ActRe(lm, house.exemplar, grounded=house)) for t in plain])
+    acts, reasons = make_rows(tok, taught, observations='mask')[0], make_actre_rows(tok, taught)[0]
+    before = [mean_logprob(model, r) for r in (acts, reasons)], names_share(lm, taught)[0]
+    res = train(model, tok, acts + reasons, tmp_path, **FAST | dict(epochs=16, lora_rank=16, batch_size=4, average=1))
+    trained = load(tmp_path/'adapter')
+    lm = LocalModel(*trained, slots=4)
+    share, said = names_share(lm, taught)
+    after = [mean_logprob(trained[0], r) for r in (acts, reasons)], share
+    assert res['loss_last'] < res['loss_first'] - 1
+    assert all(a > b + 1 for a,b in zip(after[0], before[0]))
+    assert names_share(lm, taught)[1] == said

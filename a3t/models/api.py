@@ -141,7 +141,7 @@ async def ask_chat(self:ServerModel, body, text, stop):
 async def complete(self:ServerModel, prompt, *, stop=(), max_tokens=64, temperature=0., seed=0, constrain=None):
     "Continue a prompt; see `LanguageModel.complete`"
     if constrain is not None:
-        raise A3TError('constraints do not work with a server: set grounded_reasons = false, or use a local model')
+        raise A3TError('constraints do not work with a server: set actre = base, or use a local model')
     if not (segments := as_segments(prompt)): raise A3TError('the prompt is empty: there is nothing to continue')
     if max_tokens < 1:
         n = len(encode_segments(self._tokenizer, segments)) if self._tokenizer else 0

@@ -59,7 +59,7 @@ class ServerModel(LanguageModel):
         "The tokenizer, or an error"
         if self._tokenizer is None:
             raise A3TError(f'the tokenizer of {self.name!r} is not on this machine: use a local model for what needs '
-                           f'one, such as grounded_reasons')
+                           f'one, such as actre = bound')
         return self._tokenizer
 
 # %% ../../nbs/models/server.ipynb #53e8f3df

@@ -83,7 +83,7 @@ def incoherent_reasons(
     k, n = sum(bad), len(bad)
     if not n or wilson(k, n)[0] <= limit: return []
     return [alarm('incoherent reasons', f'{k} of {n} reasons are broken or name things that nobody has seen: read some '
-                  'of them in the report; grounded_reasons = true binds ActRe, a lower temperature or learning_rate '
+                  'of them in the report; actre = bound binds ActRe, a lower temperature or learning_rate '
                   'calms the policy')]
 
 # %% ../../nbs/quality/alarms.ipynb #falsereas1
@@ -108,7 +108,7 @@ def false_reasons(
     if not any(f and wilson(sum(f), len(f))[0] > FALSE_LIMITS[a] for a,f in bad.items()): return []
     return [alarm('false reasons', f"{sum(bad['sampled'])} of {len(bad['sampled'])} reasons by ActRe and "
                   f"{sum(bad['policy'])} of {len(bad['policy'])} by the policy are false at their moment: "
-                  'grounded_reasons = true prefers sentences that hold, a lower temperature or learning_rate calms the '
+                  'actre = bound prefers sentences that hold, a lower temperature or learning_rate calms the '
                   'policy')]
 
 # %% ../../nbs/quality/alarms.ipynb #cutshort
