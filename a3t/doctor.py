@@ -52,6 +52,7 @@ def check_packages(
     return [python, *(c for c in checks if not c.ok),
             Check('packages', True, f'{len(good)} as needed' + (f', among them {shown}' if shown else ''))]
 
+# %% ../nbs/doctor.ipynb #needextr1
 def needed_extras(
     settings:dict, # as `load_settings` gives them
 )->list: # of str

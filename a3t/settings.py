@@ -295,7 +295,7 @@ def _environment_fault(value):
     try:
         if not (name := environment_name(value)): return missing
         module = importlib.import_module(name)
-    except Exception as e: return f'cannot be imported ({type(e).__name__}: {e}): fix that module'
+    except Exception as e: return f'cannot be imported: {e}: fix that module, or install what it needs'
     return '' if hasattr(module, 'load') else missing
 
 # %% ../nbs/settings.ipynb #settin19
