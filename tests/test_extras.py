@@ -85,8 +85,8 @@ def test_the_tables_are_those_of_alfworld():
     place, ours = Path(source.submodule_search_locations[0]), ROOT/'a3t'/'envs'/'alfworld'
     for f in ('alfred.pddl', 'alfred.twl2'): assert (place/'data'/f).read_bytes() == (ours/f).read_bytes()
     def table(name):
-        res = {}
-        exec(compile((place/'gen'/f'{name}.py').read_text(encoding='utf-8'), name, 'exec'), {'__file__':__file__}, res)
+        res = {'__file__':str(place/'gen'/f'{name}.py')}
+        exec((place/'gen'/f'{name}.py').read_text(encoding='utf-8'), res)
         return res
     K, G, T = table('constants'), table('goal_library'), official_tables()
     assert {k:set(v) for k,v in T['holds'].items()} == K['VAL_RECEPTACLE_OBJECTS']
