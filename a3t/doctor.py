@@ -202,7 +202,8 @@ def run_checks(
     values = check_values(settings)
     res = check_packages(extras=needed_extras(settings)) + values
     if not all(c.ok for c in values): return res
-    parts = [lambda _: check_kernel(), check_environment_data, check_environment_needs, lambda s: check_weights(s['model']), check_machine]
+    parts = [lambda _: check_kernel(), check_environment_data, check_environment_needs,
+             lambda s: check_weights(s['model']), check_machine]
     if settings['quantize'] == 'nf4': parts.append(lambda s: check_bitsandbytes(s['device'] or None))
     for part in parts:
         try: res += part(settings)

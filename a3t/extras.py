@@ -27,7 +27,8 @@ def install_command(
 # %% ../nbs/extras.ipynb #extra011
 def _module(what):
     "The top-level module that an `ImportError`, its text, or a name is about"
-    found = re.search(r"No module named '(\w+)", str(what)) or re.match(r'(\w+)', getattr(what, 'name', '') or str(what))
+    found = re.search(r"No module named '(\w+)", str(what))
+    if not found: found = re.match(r'(\w+)', getattr(what, 'name', '') or str(what))
     return found[1] if found else ''
 
 def extra_of(

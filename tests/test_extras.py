@@ -9,8 +9,8 @@ from conftest import ROOT
 PROJECT = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))['project']
 HEAVY = ' '.join(EXTRAS.values()).split() # modules of extras
 # modules of the core: they import without any extra
-CORE = '''core extras settings prompts agents compose data accumulate evaluate cli doctor envs.base envs.trial envs.contract
-    envs.alfworld envs.alfworld.batch envs.alfworld.generator envs.alfworld.parity envs.alfworld.simulator envs.cooking
+CORE = '''core extras settings prompts agents compose data accumulate evaluate cli doctor envs.base envs.trial
+    envs.contract envs.alfworld envs.alfworld.batch envs.alfworld.generator envs.alfworld.parity envs.alfworld.simulator envs.cooking
     envs.scienceworld envs.webshop envs.webshop.browser envs.webshop.generator models.api models.base models.journal
     models.scripted models.server models.toyserver runs.cluster runs.folders runs.manifests'''.split()
 BLOCK = '''
@@ -56,13 +56,15 @@ def test_what_is_missing_names_its_extra(code, extra):
 def test_the_command_line_names_the_extra(tmp_path):
     main = 'from a3t.cli import main; sys.exit(main(%r))'
     p = without_extras(main % ['run', 'smoke'], cwd=tmp_path)
-    assert p.returncode == 1 and re.fullmatch(r'a3t: the package \w+ is missing: pip install "a3t-agents\[train\]"\n', p.stderr)
+    assert p.returncode == 1
+    assert re.fullmatch(r'a3t: the package \w+ is missing: pip install "a3t-agents\[train\]"\n', p.stderr)
     p = without_extras(main % ['doctor', 'smoke'], cwd=tmp_path)
     assert p.returncode == 1 and install_command('train') in p.stdout and not p.stderr
 
 def test_errors_texts_and_names_count_alike():
     try: import no_such_package  # noqa: F401
-    except ImportError as e: assert str(missing_package(e)) == 'the package no_such_package is missing: pip install no_such_package'
+    except ImportError as e: said = str(missing_package(e))
+    assert said == 'the package no_such_package is missing: pip install no_such_package'
     assert extra_of(ModuleNotFoundError("No module named 'ray.data'", name='ray.data')) == 'ray'
     assert extra_of("ModuleNotFoundError: No module named 'peft.tuners'") == extra_of('peft') == 'train'
     assert extra_of(SimpleNamespace(name=None)) == extra_of('numpy') == ''

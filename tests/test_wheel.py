@@ -40,7 +40,8 @@ def installed(wheel, tmp_path_factory):
     do(sys.executable, '-m', 'venv', *([] if os.environ.get('A3T_FRESH') else ['--without-pip']), home)
     if os.environ.get('A3T_FRESH'): do(home/'bin'/'python', '-m', 'pip', 'install', '-q', f'{wheel}[train]')
     else:
-        do(sys.executable, '-m', 'pip', '--python', home/'bin'/'python', 'install', '-q', '--no-deps', '--no-index', wheel)
+        pip = (sys.executable, '-m', 'pip', '--python', home/'bin'/'python')
+        do(*pip, 'install', '-q', '--no-deps', '--no-index', wheel)
         site, = home.glob('lib/python3*/site-packages')
         (site/'others.pth').write_text(str(Path(pytest.__file__).parent.parent) + '\n') # without its editable installs
     outside = {k:v for k,v in os.environ.items() if k not in ('PYTHONPATH', 'A3T_DATA', 'A3T_NOTEBOOKS')}

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..agents import ActRe
 from .processes import best_seconds, machine_peak
 from ..compose import annotate, compose
-from ..core import A3TError, seed_for
+from ..core import seed_for
 from ..data import Row
 from ..envs.alfworld.simulator import AlfSim
 from ..extras import missing_package

@@ -10,7 +10,6 @@ __all__ = ['DOCUMENTED', 'notebook_path', 'notebook_hash', 'read_manifest', 'not
 import ast, fcntl, importlib.util, os, re, shutil, time
 from functools import lru_cache
 from pathlib import Path
-import a3t
 from ..core import (
     A3TError, content_hash, file_hash, project_path, project_root, read_json, read_text, refused, shipped_folder)
 from ..envs.base import environment_name, some
