@@ -15,9 +15,10 @@ from fastcore.docments import docments
 from . import __version__
 from .core import (
     A3TError, claim, close_output, content_hash, data_folder, did_you_mean, file_hash, never_fail_output, project_path,
-    project_root, read_json, read_text, refused, seed_for, write_json)
+    read_json, read_text, refused, seed_for, write_json)
+from .extras import extra_of, missing_package
 from .settings import (
-    allowed_settings, check_settings, load_settings, preset_names, preset_values, read_settings)
+    allowed_settings, check_settings, load_settings, preset_names, preset_values, read_settings, settings_files)
 
 # %% ../nbs/cli.ipynb #37dce9e0
 def overrides(
@@ -69,9 +70,7 @@ def train(
 # %% ../nbs/cli.ipynb #400b8b11b
 def presets():
     "List the presets of settings.ini"
-    path = project_root()/'settings.ini'
-    names, text = preset_names(read_settings(path)), read_text(path)
-    if not names: raise A3TError(f'{path} contains no preset: restore it from the project')
+    names, text = preset_names(read_settings()), '\n'.join(map(read_text, settings_files()))
     for name in names:
         about = re.search(rf'^\[{re.escape(name)}\]\n# (.*)', text, re.M)
         print(f"{name:<16} {about[1] if about else ''}".rstrip())
@@ -88,10 +87,10 @@ def settings(
     set:list=(), # settings to change, each as key=value, e.g. rounds=3 seed=1; by default none
 ):
     "Print every setting of a preset: its value, where it comes from, and its possible values"
-    path, given = project_root()/'settings.ini', overrides(set)
-    S = check_settings(load_settings(preset, given, path))
+    given = overrides(set)
+    S = check_settings(load_settings(preset, given))
     may_be = allowed_settings(S['environment'])
-    source = {k:s for k,(_, s) in preset_values(read_settings(path), preset).items()} | {k:'--set' for k in given}
+    source = {k:s for k,(_, s) in preset_values(read_settings(), preset).items()} | {k:'--set' for k in given}
     for k,v in S.items():
         words = may_be[k].words if k in may_be else ''
         print(f"{f'{k} = {_written(v)}':<48} {source.get(k, 'DEFAULT'):<16} {words}".rstrip())
@@ -143,7 +142,7 @@ def evaluation_settings(
     from a3t.envs.base import environment_spec
     given = dict(model=model, games=games, eval_splits=list(splits))
     given = {k:v for k,v in given.items() if v}
-    S = check_settings(load_settings(preset, overrides(pairs) | given, project_root()/'settings.ini'))
+    S = check_settings(load_settings(preset, overrides(pairs) | given))
     if games and 'games' not in environment_spec(S)[1]:
         raise A3TError(f"the environment {S['environment']} has no choice of games: omit --games, or choose another "
                        f"--preset")
@@ -353,6 +352,7 @@ def _cause(e):
     if isinstance(e, MemoryError) or 'failed to map segment' in str(e):
         return str(refused(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))))
     if isinstance(e, OSError): return str(refused(e, doing='use'))
+    if isinstance(e, ModuleNotFoundError) and extra_of(e): return str(missing_package(e))
     if isinstance(e, RuntimeError) and NO_PATH.search(str(e)):
         return f'the system refuses: {e}; check A3T_DATA, HOME and TMPDIR'
     from a3t.runs.executor import StageError, refusal

@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'REMEDIES', 'PLAIN', 'Step', 'Trajectory', 'trajectory_html', 'trajectory_text', 'content_hash',
            'trajectory_id', 'to_row', 'from_row', 'seed_for', 'A3TError', 'refused', 'did_you_mean', 'brief',
            'never_fail_output', 'close_output', 'write_atomic', 'write_json', 'read_text', 'read_json', 'file_hash',
-           'make_folder', 'claim', 'project_root', 'data_folder', 'results_folder', 'project_path']
+           'make_folder', 'claim', 'project_root', 'data_folder', 'shipped_folder', 'results_folder', 'project_path']
 
 # %% ../nbs/method/01_core.ipynb #94fc5afa
 import codecs, difflib, errno, hashlib, html, json, os, shutil, sys, tempfile
@@ -346,10 +346,16 @@ def data_folder(
     return _usable(project_root()/os.path.expanduser(os.environ.get('A3T_DATA') or 'data'))
 
 # %% ../nbs/method/01_core.ipynb #paths001
+def shipped_folder(
+)->Path: # the checkout of the package, or the folder `project` in an installed package
+    "The folder with what the package reads of its project: `settings.ini`, `nbs/stages`, `data/results/paper.json`"
+    package = Path(a3t.__path__[0]).absolute()
+    return package/'project' if (package/'project').is_dir() else package.parent
+
 def results_folder(
-)->Path: # `data/results` of the package's checkout; `$A3T_DATA` has no effect
+)->Path: # `data/results` of the package's own project; `$A3T_DATA` has no effect
     "The folder of the committed evidence"
-    return Path(a3t.__path__[0]).absolute().parent/'data'/'results'
+    return shipped_folder()/'data'/'results'
 
 def project_path(
     path, # as in a setting, a parameter or an option

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['REPLACED', 'TASK_TYPES', 'LEVELS', 'ENVIRONMENTS', 'SCHEDULES', 'RUN', 'TASKS', 'MODEL', 'EXPLORING', 'DATA',
-           'TRAINING', 'ALLOWED', 'TOGETHER', 'parse_value', 'read_settings', 'preset_names', 'preset_values',
-           'load_settings', 'Allowed', 'allowed', 'whole', 'number', 'one_of', 'dictionary', 'some', 'games_or_path',
-           'from_to', 'allowed_settings', 'setting_faults', 'check_settings']
+           'TRAINING', 'ALLOWED', 'TOGETHER', 'parse_value', 'settings_files', 'read_settings', 'preset_names',
+           'preset_values', 'load_settings', 'Allowed', 'allowed', 'whole', 'number', 'one_of', 'dictionary', 'some',
+           'games_or_path', 'from_to', 'allowed_settings', 'setting_faults', 'check_settings']
 
 # %% ../nbs/settings.ipynb #setting3
-import ast, configparser, importlib, importlib.util, json, os, re, shlex, shutil, sys, warnings
+import ast, configparser, importlib, json, os, re, shlex, shutil, sys, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from .core import A3TError, brief, data_folder, did_you_mean, project_path, project_root, read_text
+from .core import A3TError, brief, data_folder, did_you_mean, project_path, project_root, read_text, shipped_folder
 
 # %% ../nbs/settings.ipynb #afa9002f
 def parse_value(
@@ -34,10 +34,8 @@ _NOT_LISTS = {'target_modules':('all-linear',)} # key of a list → words that a
 _TYPE_NAMES = {bool:'true or false', int:'a whole number', float:'a number', str:'text', list:'a list',
                dict:'a dictionary'}
 
-def read_settings(
-    path, # a settings file
-)->dict: # section → its own keys → text; `DEFAULT` first
-    "The sections of a settings file; `A3TError` if it is missing or broken"
+def _sections(path):
+    "The sections of one settings file; `A3TError` if it is missing or broken"
     ini = configparser.ConfigParser(interpolation=None, default_section='') # a section holds only its own keys
     path = project_path(path)
     if not os.path.lexists(path):
@@ -60,6 +58,32 @@ def _typed(key, value, default):
     except (TypeError, ValueError) as e:
         raise A3TError(f'setting {key} = {brief(new)} cannot be stored ({e}): it must be {kind}') from e
     return new
+
+# %% ../nbs/settings.ipynb #ownfile1
+def settings_files(
+)->list: # of Path: the file of the package, then the one of the current project if it is another
+    "The settings files that count here"
+    shipped, own = shipped_folder()/'settings.ini', project_root()/'settings.ini'
+    return [shipped] + [own]*(os.path.lexists(own) and os.path.realpath(own) != os.path.realpath(shipped))
+
+def _extended(sections, own, path):
+    "Sections with one's own added: they change values key by key, and add presets; `A3TError` names the fault"
+    known, unknown = sections['DEFAULT'], sorted(own['DEFAULT'].keys() - sections['DEFAULT'].keys())
+    if unknown:
+        raise A3TError(f"{path}: unknown setting {', '.join(k + did_you_mean(k, known) for k in unknown)} in "
+                       f"[DEFAULT]: `a3t settings cpu` lists them all")
+    for k,v in own['DEFAULT'].items(): _typed(k, v, parse_value(known[k]))
+    return sections | {name:sections.get(name, {}) | keys for name,keys in own.items()}
+
+def read_settings(
+    path=None, # a complete settings file; by default the package's, extended by the current project's
+)->dict: # section → its own keys → text; `DEFAULT` first
+    "The sections of the settings; `A3TError` if a file is missing or broken"
+    if path is not None: return _sections(path)
+    first, *others = settings_files()
+    res = _sections(first)
+    for p in others: res = _extended(res, _sections(p), p)
+    return res
 
 # %% ../nbs/settings.ipynb #extends1
 def preset_names(
@@ -93,7 +117,7 @@ REPLACED = dict(grounded_reasons='actre: write actre = bound for true, and actre
 def load_settings(
     preset:str, # a section of the settings file
     overrides:dict=None, # key → value (or text to parse) that replaces the preset's
-    path='settings.ini', # the settings file
+    path=None, # as in `read_settings`
 )->dict: # key → value, every key of `[DEFAULT]` present
     "The settings of a preset; `A3TError` for an unknown preset, an unknown key or a wrong type"
     sections = read_settings(path)
@@ -103,7 +127,7 @@ def load_settings(
         raise A3TError('; '.join(f'setting {k} is now {REPLACED[k]}' for k in old))
     if unknown := sorted(set(changes) - set(defaults)):
         raise A3TError(f"unknown setting {', '.join(k + did_you_mean(k, defaults) for k in unknown)}: [DEFAULT] in "
-                       f"{path} lists them all")
+                       f"{path or 'settings.ini'} lists them all")
     return {**defaults, **{k:_typed(k, v, defaults[k]) for k,v in changes.items()}}
 
 # %% ../nbs/settings.ipynb #setting6
@@ -270,13 +294,15 @@ ENVIRONMENTS = _environments()
 
 # %% ../nbs/settings.ipynb #settin17
 def _environment_fault(value):
-    "An environment is a module of `a3t.envs` with a function `load`; one that is not listed here is imported to see"
+    "An environment is a module with a function `load`; one that is not listed here is imported to see"
     if value in ENVIRONMENTS: return ''
-    missing = (f"is wrong: there is no environment {brief(value)}{did_you_mean(value, ENVIRONMENTS)}; "
-               'a notebook that exports a3t.envs.NAME with a function `load` adds one')
-    if not value.isidentifier() or not importlib.util.find_spec(f'a3t.envs.{value}'): return missing
-    try: module = importlib.import_module(f'a3t.envs.{value}')
-    except ImportError as e: return f'cannot be imported: {e}'
+    from a3t.envs.base import environment_name
+    missing = (f"is wrong: there is no environment {brief(value)}{did_you_mean(value, ENVIRONMENTS)}; a module with a "
+               f"function `load` adds one: PACKAGE.MODULE, or NAME for NAME.py beside settings.ini")
+    try:
+        if not (name := environment_name(value)): return missing
+        module = importlib.import_module(name)
+    except Exception as e: return f'cannot be imported: {e}: fix that module, or install what it needs'
     return '' if hasattr(module, 'load') else missing
 
 # %% ../nbs/settings.ipynb #settin19

@@ -4,7 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ( # from the ground up: a module imports from its own layer or from those before it
-    ('core',), ('prompts', 'envs.claims', 'envs.base', 'models'), ('envs',), ('settings',), ('agents',),
+    ('core', 'extras'), ('prompts', 'envs.claims', 'envs.base', 'models'), ('envs',), ('settings',), ('agents',),
     ('compose', 'accumulate', 'losses', 'data', 'evaluate'),
     ('opening', 'training'), ('train',), ('quality', 'exchange', 'envs.webshop.browser'), ('runs',),
     ('doctor', 'bench'), ('cli',))
@@ -93,7 +93,7 @@ MOST_ASSIGNMENTS = 3 # in a line
 
 def sources():
     "Parsed modules and tests, by path"
-    files = [*modules().values(), *(ROOT/'tests').glob('*.py'), ROOT/'nbs'/'site.py']
+    files = [*modules().values(), *(ROOT/'tests').glob('*.py'), *(ROOT/'nbs').glob('*.py')]
     return {p.relative_to(ROOT):ast.parse(p.read_text(encoding='utf-8')) for p in files}
 
 def nested(tree):

@@ -132,4 +132,4 @@ def test_package_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, 'scienceworld', None)
     monkeypatch.setitem(sys.modules, 'scienceworld.constants', None)
     scienceworld._machine.cache_clear()
-    with pytest.raises(A3TError, match=r'pip install .a3t\[scienceworld\]'): simulator()
+    with pytest.raises(A3TError, match=r'pip install .a3t-agents\[scienceworld\]'): simulator()

@@ -309,3 +309,47 @@ def test_settings_are_printed(project):
     assert rows['seed'][2:4] == ['5', '--set'] and rows['p'][2:4] == ['1.0', '--set']
     assert rows['rounds'][2:4] == ['2', 'smoke'] and rows['patience'][2:4] == ['0', 'DEFAULT']
     one_line_error(project.a3t('settings', 'smoke', '--set', 'opening=smapled'), 'did you mean sampled?')
+
+# -- a settings.ini of one's own
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    "A function that writes a settings.ini of one's own and reads a preset"
+    monkeypatch.chdir(tmp_path)
+    def load(text, preset, **overrides):
+        (tmp_path/'settings.ini').write_text(text)
+        return load_settings(preset, overrides)
+    return load
+
+def test_own_sections_extend_those_of_the_package(own):
+    S = own('[mine]\nextends = smoke\nslots = 3\n[smoke]\np = 0.5\n', 'mine')
+    theirs = load_settings('smoke', path=INI)
+    assert S == theirs | dict(slots=3, p=0.5)
+    assert own('[DEFAULT]\nseed = 7\n', 'smoke') == theirs | dict(seed=7)
+    assert own('', 'smoke') == theirs
+
+def test_a_copy_of_the_package_s_file_changes_nothing(own):
+    text = INI.read_text()
+    for preset in preset_names(read_settings(INI)): assert own(text, preset) == load_settings(preset, path=INI)
+
+@pytest.mark.parametrize('text,says', [
+    ('[DEFAULT]\nsede = 1\n', r'settings.ini: unknown setting sede.*did you mean seed.*in \[DEFAULT\]'),
+    ('[DEFAULT]\nseed = many\n', 'setting seed = .many. must be a whole number'),
+    ('[mine]\nsede = 1\n', 'unknown setting sede.*did you mean seed'),
+    ('[mine]\nextends = smok\n', 'extends .smok., which is no preset.*did you mean smoke'),
+    ('seed = 1\n', 'settings.ini cannot be read')])
+def test_mistakes_in_it_are_one_line(own, text, says):
+    with pytest.raises(A3TError, match=says) as e: own(text, 'mine')
+    assert '\n' not in str(e.value)
+
+def test_an_environment_from_anywhere(own, tmp_path):
+    (tmp_path/'zoo').mkdir()
+    (tmp_path/'zoo'/'world.py').write_text('from a3t.envs.base import load\n')
+    (tmp_path/'lonely.py').write_text('from a3t.envs.base import load\n')
+    (tmp_path/'zoo'/'empty.py').write_text('')
+    (tmp_path/'zoo'/'broken.py').write_text('1/0\n')
+    faults = lambda name: setting_faults(own('', 'smoke', environment=name))
+    assert faults('zoo.world') == faults('lonely') == []
+    for name in ('zoo.empty', 'zoo.nowhere', 'nowhere.world', 'zoo..world', 'alfwrld'):
+        assert 'there is no environment' in faults(name)[0]
+    assert 'cannot be imported: division by zero' in faults('zoo.broken')[0]

@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..agents import ActRe
 from .processes import best_seconds, machine_peak
 from ..compose import annotate, compose
-from ..core import A3TError, seed_for
+from ..core import seed_for
 from ..data import Row
 from ..envs.alfworld.simulator import AlfSim
+from ..extras import missing_package
 from ..opening import first_successes
 from ..models.logprobs import lean, token_logprobs
 from ..models.base import gather
@@ -104,7 +105,7 @@ def train_trl(
     "Train with TRL's SFT trainer, one epoch in the order of `train_ours`"
     try: from trl import SFTConfig, SFTTrainer
     except ImportError as e:
-        raise A3TError('trl is missing: run `make setup`, or `pip install --no-deps trl==1.16.0`') from e
+        raise missing_package('trl') from e
     from datasets import disable_progress_bars
     from peft import LoraConfig
     from transformers import PrinterCallback, TrainerCallback

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['NUMBERED', 'STOP_WORDS', 'PLACES', 'THINGS', 'TOY_RULES', 'some', 'Panel', 'content_words', 'TextSpace', 'TextEnv',
-           'leaked', 'ToyHouse', 'play', 'environment_module', 'load_environment', 'load', 'environment_spec',
-           'settings_environment', 'Check']
+           'leaked', 'ToyHouse', 'play', 'environment_name', 'environment_module', 'load_environment', 'load',
+           'environment_spec', 'settings_environment', 'Check']
 
 # %% ../../nbs/envs/base.ipynb #h0imports
-import importlib, inspect, random, re
+import importlib, importlib.util, inspect, random, re, sys
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 import gymnasium
 from fastcore.basics import patch
-from ..core import A3TError, Step, Trajectory, content_hash, seed_for
+from ..core import A3TError, Step, Trajectory, content_hash, project_root, seed_for
 from .claims import clauses, judged, says
 
 # %% ../../nbs/envs/base.ipynb #83f5e5db
@@ -354,21 +354,30 @@ TOY_RULES = { # claim → function of the moment and of what it names
 def claims(self:ToyHouse, reason, history, action=''): return judged(reason, TOY_RULES, *_toy_moment(history))
 
 # %% ../../nbs/envs/base.ipynb #2271a44f
+def environment_name(
+    name:str, # as in the setting `environment`
+)->str: # the full name of the module, such as 'a3t.envs.alfworld'; '' if there is none
+    "The module behind an environment's name: in `a3t.envs`, installed, or beside `settings.ini`"
+    if not all(part.isidentifier() for part in name.split('.')): return ''
+    if '.' not in name and importlib.util.find_spec(f'a3t.envs.{name}'): return f'a3t.envs.{name}'
+    if (root := str(project_root())) not in sys.path: sys.path.append(root)
+    try: return name if importlib.util.find_spec(name) else ''
+    except ModuleNotFoundError as e:
+        if e.name and (name + '.').startswith(e.name + '.'): return '' # a package around it is missing
+        raise
+
 def environment_module(
-    name:str, # module in `a3t.envs`, e.g. 'alfworld'
+    name:str, # module in `a3t.envs`, e.g. 'alfworld', or the full name of any other module
 ): # the module
     "The module of an environment"
-    try: return importlib.import_module(f'a3t.envs.{name}')
-    except ModuleNotFoundError as e:
-        if e.name != f'a3t.envs.{name}': raise
-        raise A3TError(f'there is no environment {name!r}: choose another, or write a notebook that exports '
-                       f'a3t.envs.{name} with a function `load`') from e
+    if full := environment_name(name): return importlib.import_module(full)
+    raise A3TError(f'there is no environment {name!r}: choose another, or write a module {name} with a function `load`')
 
 def load_environment(
-    name:str, # module in `a3t.envs`, e.g. 'alfworld'
+    name:str, # as in `environment_module`, e.g. 'alfworld'
     **settings, # arguments of its `load`
 )->TextEnv: # the environment
-    "The environment that `a3t.envs.NAME` loads"
+    "The environment that a module loads"
     return environment_module(name).load(**settings)
 
 def load(

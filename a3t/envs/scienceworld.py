@@ -15,10 +15,11 @@ from fastcore.basics import patch
 from ..core import A3TError, Step, Trajectory, content_hash
 from .base import Check, TextEnv, play
 from .claims import judged, says
+from ..extras import install_command, missing_package
 
 # %% ../../nbs/envs/scienceworld.ipynb #9e3c3d16
 JAVA_FIX = 'install Java 8 or newer, e.g. apt-get install default-jre-headless'
-PACKAGE_FIX = "pip install 'a3t[scienceworld]'"
+PACKAGE_FIX = install_command('scienceworld')
 
 @lru_cache(1)
 def _machine(process):
@@ -28,7 +29,7 @@ def _machine(process):
         from py4j.finalizer import clear_finalizers
         from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
         from scienceworld.constants import JAR_PATH
-    except ImportError as e: raise A3TError(f'the package {e.name} is missing: {PACKAGE_FIX}') from e
+    except ImportError as e: raise missing_package('scienceworld') from e
     try:
         port = launch_gateway(classpath=JAR_PATH, die_on_exit=True, cwd=tempfile.gettempdir(),
                               javaopts=['-XX:+UnlockExperimentalVMOptions', '-XX:hashCode=2'])

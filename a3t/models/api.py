@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 from fastcore.basics import chunked, patch
 from ..core import A3TError, did_you_mean, file_hash
+from ..extras import missing_package
 from .address import is_address, split_address, weights_name
 from .base import Completion, LanguageModel, as_segments, cut_at_stop, encode_segments
 from .network import certificates, proxy_for
@@ -286,8 +287,10 @@ def language_model(
     "The model that acts, on this machine or on a server"
     arguments, body = server_arguments(server)
     if not is_address(model):
-        from a3t.models.local import LocalModel
-        from a3t.models.weights import load_model
+        try:
+            from a3t.models.local import LocalModel
+            from a3t.models.weights import load_model
+        except ModuleNotFoundError as e: raise missing_package(e) from e
         return LocalModel(*load_model(model, quantize, device=device or None, adapter=adapter), slots=slots,
                           context=context or None)
     name = split_address(model)[1]

@@ -10,6 +10,7 @@ import json, os, socket
 from functools import lru_cache
 from tqdm import tqdm
 from ..core import A3TError, project_root
+from ..extras import missing_package
 from ..models.api import language_model
 
 # %% ../../nbs/runs/cluster.ipynb #28967a9f
@@ -21,7 +22,7 @@ def cluster(
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     try: import ray
     except ImportError as e:
-        raise A3TError('Ray is not installed: run `pip install "a3t[ray]"`, or leave the setting ray empty') from e
+        raise A3TError(f'{missing_package("ray")}, or leave the setting ray empty') from e
     host, _, port = address.rpartition(':')
     for more in (2, 1, 0): # attempts left
         if ray.is_initialized(): return ray

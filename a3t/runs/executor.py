@@ -10,6 +10,7 @@ __all__ = ['SAID', 'NUMBER', 'DAY', 'check_parameters', 'StageError', 'refusal',
 import builtins, contextlib, errno, json, math, os, re, shutil, sys, tempfile, threading, time
 from pathlib import Path
 from ..core import A3TError, REMEDIES, project_root, read_json, refused, write_json
+from ..extras import extra_of, missing_package
 from ..quality.alarms import collect_alarms, error_alarms
 from .folders import ONCE, OUTPUTS, needs, plan, stage_folder, stage_name
 from .kernel import LATE, ForkServer, kernel_class, kill_kernels
@@ -66,6 +67,7 @@ def _failed(e, name, to):
     where = f'everything is in {to}'
     if type(e).__name__ == 'PapermillExecutionError':
         if e.ename == 'A3TError': return A3TError(e.evalue)
+        if e.ename == 'ModuleNotFoundError' and extra_of(e.evalue): return missing_package(e.evalue)
         # pandas hides why it cannot load numpy
         said = '\n'.join([e.evalue, *e.traceback]) if e.ename == 'ImportError' else e.evalue
         if known := refusal(e.ename, said, f'what {name} needs'): return known

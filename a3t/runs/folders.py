@@ -10,6 +10,7 @@ import json, platform, re, subprocess
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+import a3t
 from ..core import A3TError, data_folder, project_path, project_root, read_json, write_json
 from ..envs.contract import check_needs
 from ..settings import ALLOWED, check_settings, load_settings
@@ -24,7 +25,7 @@ def run_folder(
     return data_folder()/'runs'/name
 
 # %% ../../nbs/runs/folders.ipynb #ca76d797
-PACKAGES = ('a3t', 'torch', 'transformers', 'peft', 'bitsandbytes', 'accelerate', 'textworld', 'alfworld', 'gymnasium',
+PACKAGES = ('torch', 'transformers', 'peft', 'bitsandbytes', 'accelerate', 'textworld', 'alfworld', 'gymnasium',
             'papermill', 'numpy')
 
 def _version(name):
@@ -47,22 +48,21 @@ def open_run(
     overrides:dict=None, # key → value that replaces the preset's
 )->tuple: # the run's folder and its settings
     "Start a run, or resume it, possibly for more rounds; other changes of its settings are an `A3TError`"
-    root = project_root()
     run, overrides = project_path(run), dict(overrides or {})
     if (run/'run.json').exists():
         old = _read_run(run/'run.json')
         if not preset and not overrides: return run, old['settings']
         # as they were written: no tuples
-        new = json.loads(json.dumps(_run_settings(preset or old['preset'], overrides, root)))
+        new = json.loads(json.dumps(_run_settings(preset or old['preset'], overrides)))
         more = dict(rounds=max(new['rounds'], old['settings']['rounds']))
         _same_settings(run, new | more, old['settings'] | more)
         if old['settings'] != new | more: write_json(run/'run.json', old | dict(settings=new | more))
         return run, new | more
-    settings = _run_settings(preset or 'smoke', overrides, root)
+    settings = _run_settings(preset or 'smoke', overrides)
     check_needs(settings)
     write_json(run/'run.json', dict(preset=preset or 'smoke', overrides=overrides, settings=settings,
-                                    versions={k:_version(k) for k in PACKAGES},
-        python=platform.python_version(), git=_git_commit(root),
+                                    versions=dict(a3t=a3t.__version__, **{k:_version(k) for k in PACKAGES}),
+        python=platform.python_version(), git=_git_commit(project_root()),
         started=datetime.now(timezone.utc).isoformat(timespec='seconds')))
     return run, settings
 
@@ -75,9 +75,9 @@ def _read_run(path):
                    f'the folder {path.parent}')
 
 # %% ../../nbs/runs/folders.ipynb #100b8cadb
-def _run_settings(preset, overrides, root):
+def _run_settings(preset, overrides):
     "The settings of a run, checked"
-    S = check_settings(load_settings(preset, overrides, root/'settings.ini'))
+    S = check_settings(load_settings(preset, overrides))
     if 'train' in S['eval_splits'] and S['eval_tasks'] != S['train_tasks']:
         raise A3TError(f"setting eval_tasks = {S['eval_tasks']}: a run that evaluates on the split train must use all "
                        f"its training tasks; set eval_tasks={S['train_tasks']}, like train_tasks")

@@ -7,12 +7,12 @@ __all__ = ['DOCUMENTED', 'notebook_path', 'notebook_hash', 'read_manifest', 'not
            'set_aside', 'lock', 'unlock']
 
 # %% ../../nbs/runs/manifests.ipynb #h1imports
-import ast, fcntl, os, re, shutil, time
+import ast, fcntl, importlib.util, os, re, shutil, time
 from functools import lru_cache
 from pathlib import Path
-import a3t
-from ..core import A3TError, content_hash, file_hash, project_path, project_root, read_json, read_text, refused
-from ..envs.base import some
+from ..core import (
+    A3TError, content_hash, file_hash, project_path, project_root, read_json, read_text, refused, shipped_folder)
+from ..envs.base import environment_name, some
 from .folders import OUTPUTS, needs, stage_folder
 
 # %% ../../nbs/runs/manifests.ipynb #2e2d78d5
@@ -21,10 +21,10 @@ def notebook_path(
 )->Path: # NAME.ipynb in nbs/stages of the project, or in the folder `A3T_NOTEBOOKS`
     "The notebook of a stage"
     folders = [project_path(p) for p in (os.environ.get('A3T_NOTEBOOKS'), project_root()/'nbs'/'stages',
-                                         Path(a3t.__path__[0]).parent/'nbs'/'stages') if p]
+                                         shipped_folder()/'nbs'/'stages') if p]
     for p in folders:
         if (p/f'{name}.ipynb').is_file(): return p/f'{name}.ipynb'
-    raise A3TError(f'the notebook {name}.ipynb is missing in nbs/stages: run from the folder of the project')
+    raise A3TError(f'the notebook {name}.ipynb is missing in {folders[-1]}: restore it, or install the package again')
 
 def notebook_hash(
     path, # a notebook
@@ -68,7 +68,7 @@ def _module(name, file, stamp):
     texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)
              and re.fullmatch(r'[\w-]+(\.\w+)+', n.value)}
     data = sorted(t for t in texts if os.path.isfile(Path(file).parent/t))
-    used = {m for m in _imports(nodes, name) if m.startswith('a3t.')}
+    used = {m for m in _imports(nodes, name) if m.startswith(('a3t.', f"{name.partition('.')[0]}."))}
     for n in nodes:
         if isinstance(n, DOCUMENTED): n.body = [s for s in n.body if not _is_prose(s)]
     return content_hash(ast.dump(tree))[:16], used, data
@@ -87,16 +87,25 @@ def notebook_imports(
         res |= {m for m in _imports(ast.walk(tree)) if m.startswith('a3t.')}
     return res
 
+def _place(top):
+    "The path of a top-level package, or of a module without its `.py`"
+    spec = importlib.util.find_spec(top) if top else None
+    places = list(spec.submodule_search_locations or [str(spec.origin).removesuffix('.py')]) if spec else ['nowhere']
+    return Path(places[0])
+
 def code_hashes(
-    modules, # names of modules, such as 'a3t.train'
-)->dict: # file in the package → 16 hexadecimal digits
+    modules, # names of modules, such as 'a3t.train'; those outside `a3t` count with what their own package imports
+)->dict: # file in the package, or ../ and a file of another one → 16 hexadecimal digits
     "Hashes of modules, of what they import from `a3t`, and of their data files; comments and docstrings don't count"
-    package, todo, res = Path(a3t.__path__[0]), set(modules), {}
+    todo, res, tops = set(modules), {}, {m.partition('.')[0] for m in modules} | {'a3t'}
     while todo:
-        name = todo.pop()
-        folder = package.joinpath(*name.split('.')[1:])
+        top, *rest = (name := todo.pop()).split('.')
+        if top not in tops: continue
+        package = _place(top)
+        folder = package.joinpath(*rest)
         file = folder/'__init__.py' if folder.is_dir() else folder.with_suffix('.py')
-        key = file.relative_to(package).as_posix()
+        key = file.relative_to(package if top == 'a3t' else package.parent).as_posix()
+        if top != 'a3t': key = f'../{key}'
         if key in res or not os.path.isfile(file): continue # a function, not a module
         own = f'{name}.__init__' if folder.is_dir() else name # so that its relative imports resolve
         res[key], used, data = _module(own, str(file), file.stat().st_mtime_ns)
@@ -118,7 +127,7 @@ def _inputs(run, name, round, settings):
 def _begun(run, name, round, settings):
     "Hashes of what a stage depends on, as it is now; more rounds of a run change the report's inputs only"
     path = notebook_path(name)
-    code = code_hashes([*notebook_imports(path), f"a3t.envs.{settings.get('environment')}"])
+    code = code_hashes([*notebook_imports(path), environment_name(settings.get('environment') or '')])
     return dict(notebook=notebook_hash(path), code=code, settings=content_hash({**settings, 'rounds':None})[:16],
                 inputs=_inputs(run, name, round, settings))
 

@@ -6,7 +6,7 @@
 __all__ = ['GET', 'games_source', 'named_games', 'load', 'check_data']
 
 # %% ../../../nbs/envs/alfworld/index.ipynb #h2imports
-import functools, os
+import functools, importlib.util, os
 from collections import defaultdict
 from pathlib import Path
 from ...core import A3TError, content_hash, data_folder, project_path
@@ -14,6 +14,7 @@ from .engine import AlfWorld
 from .games import Games, NO_GOAL, SPLITS, load_games, official_domain, official_grammar
 from .panels import PUBLISHED, PUBLISHED_TYPES, check_published, published, type_counts
 from ..base import Check, TextEnv, some
+from ...extras import install_command
 
 # %% ../../../nbs/envs/alfworld/index.ipynb #f4ac770f
 @functools.lru_cache(4)
@@ -111,8 +112,8 @@ def check_data(
     files = f'{len(bad)} cannot be read: {bad[0]}' if bad else f'{len(found):,} games in {Path(found.source).name}'
     res = [Check('AlfWorld games: files', not bad, files, fix)]
     res += [*_version_checks(found, fix), *_split_checks(found, fix)]
+    if engine == 'sim' and not importlib.util.find_spec('alfworld'): return res # the simulator does without
     try: played = AlfWorld(found).reset(options={'task':next(iter(found))})[0]
     except A3TError as e:
-        return res + [Check('AlfWorld engine', False, str(e),
-                            "pip install 'alfworld>=0.4.2,<0.5' 'textworld>=1.7,<1.8'")]
+        return res + [Check('AlfWorld engine', False, str(e), install_command('alfworld'))]
     return res + [Check('AlfWorld engine', bool(played), f"plays {next(iter(found)).split('/')[1]}")]

@@ -6,23 +6,26 @@
 __all__ = ['EXEMPLAR', 'FastGrammar', 'FastState', 'SortedFacts', 'KnownActions', 'FastEnv', 'reworded', 'AlfWorld']
 
 # %% ../../../nbs/envs/alfworld/engine.ipynb #h1imports
-import functools, gc, json, os, re, sys, threading, weakref, zlib
+import functools, gc, importlib.util, json, os, re, sys, threading, weakref, zlib
 from collections import Counter, defaultdict
 from importlib.metadata import version
 from types import SimpleNamespace
 from fastcore.basics import patch
 from ...core import A3TError, Step, Trajectory, content_hash, data_folder, write_atomic
 from .claims import house_claims
-from .games import NO_GOAL, TYPES, _TASK, _package_data, load_games
+from .games import NO_GOAL, TYPES, _TASK, load_games
 from .panels import game_panel, split_games
 from ..base import TextEnv
+from ...extras import missing_package
 
 # %% ../../../nbs/envs/alfworld/engine.ipynb #94c1007d
 @functools.cache
 def _textworld():
-    "The parts of TextWorld and AlfWorld, imported at first use: that takes a second"
-    env = os.environ.get('ALFWORLD_DATA')
-    os.environ['ALFWORLD_DATA'] = str(_package_data())
+    "The parts of TextWorld and AlfWorld, imported at first use: that takes a second; `A3TError` without the extra"
+    env, spec = os.environ.get('ALFWORLD_DATA'), importlib.util.find_spec('alfworld')
+    if spec is None: raise missing_package('alfworld')
+    # an import creates this folder
+    os.environ['ALFWORLD_DATA'] = os.path.join(spec.submodule_search_locations[0], 'data')
     import fast_downward, mementos.core, textworld
     from textworld import logic
     from textworld.envs.pddl import logic as pddl, textgen

@@ -8,7 +8,7 @@ __all__ = ['NO_GOAL', 'TYPES', 'SPLITS', 'OPENABLE', 'ABILITIES', 'KITCHEN', 'FI
            'mini_games', 'pack_games', 'unpack_games', 'load_games']
 
 # %% ../../../nbs/envs/alfworld/games.ipynb #h0imports
-import importlib.util, json, lzma, os, re, zlib
+import importlib.resources, json, lzma, os, re, zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,18 +16,12 @@ from pathlib import Path
 from ...core import A3TError, content_hash, project_path, read_text, refused, write_atomic
 
 # %% ../../../nbs/envs/alfworld/games.ipynb #49ed18af
-def _package_data():
-    "The data folder of the package `alfworld`, found without importing it (an import creates folders)"
-    spec = importlib.util.find_spec('alfworld')
-    if spec is None: raise A3TError("the package alfworld is missing: pip install 'alfworld>=0.4.2,<0.5'")
-    return Path(spec.submodule_search_locations[0])/'data'
-
-def _package_file(name): return read_text(_package_data()/name)
+_HERE = importlib.resources.files('a3t.envs.alfworld') # also holds two files of AlfWorld
 
 def official_domain(
 )->str: # PDDL
     "The rules inside every published game of version 2.1"
-    text = _package_file('alfred.pddl').replace(';(receptacleType ?r SinkType)', '(receptacleType ?r SinkType)')
+    text = read_text(_HERE/'alfred.pddl').replace(';(receptacleType ?r SinkType)', '(receptacleType ?r SinkType)')
     return text.replace('\n)\n\n)\n', '\n)\n)\n')
 
 # %% ../../../nbs/envs/alfworld/games.ipynb #49ed18afb
@@ -38,7 +32,7 @@ def official_grammar(
     goal:str=NO_GOAL, # the sentence of the task, with its full stop
 )->str: # TextWorld's grammar format
     "The grammar inside a published game of version 2.1"
-    text = _package_file('alfred.twl2')
+    text = read_text(_HERE/'alfred.twl2')
     head, tail = text.split('feedback :: "#help.feedback#";')
     words = json.loads(re.search(r'"rhs": (".*")', tail)[1])
     return f'{head}feedback :: "{words}";\n}}\n'.replace(NO_GOAL, goal)

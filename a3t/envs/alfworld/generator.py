@@ -16,7 +16,7 @@ from a3t.envs.alfworld.games import (
     NO_GOAL, SPLITS, Game, Games, mangled, official_domain, official_grammar, pack_games, parse_facts, player_names,
     unmangled)
 from .house import House
-from .rooms import KINDS, Room, can_hold, make_room, package_tables
+from .rooms import KINDS, Room, can_hold, make_room, official_tables
 from .simulator import NOTHING, Simulator
 from .tasks import ALL_TYPES, LONG, draw_contents, goal_pddl, goal_words, room_tasks, walkthrough
 
@@ -27,16 +27,16 @@ FACTS = ('receptacleType objectType canContain pickupable isReceptacleObject ope
 
 def _facts(room, things, inside, movable, cool):
     "Predicate → arguments of each fact at the start"
-    K, recs = package_tables('constants'), room.receptacles
+    T, recs = official_tables(), room.receptacles
     having = lambda types: [i for i,(t,_) in things.items() if t in types]
-    actions = {p:having(K.VAL_ACTION_OBJECTS[p.capitalize()])
+    actions = {p:having(T['allows'][p.capitalize()])
                for p in ('cleanable', 'heatable', 'coolable', 'toggleable', 'sliceable')}
     return actions | dict(
         receptacleType=[f'{r.id} {r.type}Type' for r in recs],
         objectType=[f'{i} {t}Type' for i,(t,_) in things.items()],
         canContain=[f'{r}Type {o}Type' for r in sorted(room.types) for o in sorted({t for t,_ in things.values()})
                     if can_hold(r, o)],
-        pickupable=[i for i in things if i in movable], isReceptacleObject=having(K.MOVABLE_RECEPTACLES_SET),
+        pickupable=[i for i in things if i in movable], isReceptacleObject=having(T['movable']),
         openable=[r.id for r in recs if r.opens],
         isCool=[i for i,r in inside.items() if r.type == 'Fridge' and things[i][0] == cool],
         inReceptacle=[f'{i} {r.id}' for i,r in inside.items()],
@@ -47,9 +47,9 @@ def _facts(room, things, inside, movable, cool):
 @lru_cache
 def _type_lines():
     "The declarations of all types"
-    K = package_tables('constants')
-    fixed = K.RECEPTACLES - K.MOVABLE_RECEPTACLES_SET
-    objects = sorted(K.OBJECTS_SET - fixed)
+    T = official_tables()
+    fixed = set(T['receptacles']) - set(T['movable'])
+    objects = sorted(set(T['objects']) - fixed)
     block = lambda lines: '\n        '.join(lines)
     return '\n'.join([block(f'{o} - object' for o in objects), block(f'{o}Type - otype' for o in objects),
                       block(f'{r}Type - rtype' for r in sorted(fixed))])

@@ -4,43 +4,35 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'FURNITURE', 'NEEDED', 'SET_BY_HAND', 'THINGS', 'SCENERY', 'SURFACES', 'OPENS', 'LAMPS', 'LAMP_PLACES',
-           'SOMETIMES', 'STACKED', 'HOSTS', 'package_tables', 'can_hold', 'allows', 'thing_id', 'Receptacle', 'Room',
+           'SOMETIMES', 'STACKED', 'HOSTS', 'official_tables', 'can_hold', 'allows', 'thing_id', 'Receptacle', 'Room',
            'draw_furniture', 'make_room']
 
 # %% ../../../nbs/envs/alfworld/rooms.ipynb #h0imports
-import importlib.resources, importlib.util, json, math, random
+import importlib.resources, json, math, random
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from ...core import A3TError, seed_for
+from ...core import seed_for
 
 # %% ../../../nbs/envs/alfworld/rooms.ipynb #7609d891
 @lru_cache
-def package_tables(
-    name:str, # 'constants' or 'goal_library'
-): # the module
-    "A module of tables in `alfworld.gen`, without importing the package around it"
-    spec = importlib.util.find_spec('alfworld')
-    if spec is None: raise A3TError("the package alfworld is missing: pip install 'alfworld>=0.4.2,<0.5'")
-    spec = importlib.util.spec_from_file_location(f'alfworld_{name}',
-                                                  Path(spec.submodule_search_locations[0])/'gen'/f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def official_tables(
+)->dict: # holds (receptacle → objects), allows (action → objects), receptacles, movable, objects, goals (task type → …)
+    "AlfWorld's tables: what exists, what may lie where, what can be done with it, and the goals"
+    return json.loads((importlib.resources.files('a3t.envs.alfworld')/'tables.json').read_text(encoding='utf-8'))
 
 def can_hold(
     receptacle:str, # its type, such as 'Fridge'
     obj:str, # its type, such as 'Apple'
 )->bool: # may it lie there?
     "May an object of this type lie in such a receptacle? AlfWorld's table"
-    return obj in package_tables('constants').VAL_RECEPTACLE_OBJECTS.get(receptacle, ())
+    return obj in official_tables()['holds'].get(receptacle, ())
 
 def allows(
     action:str, # 'Cleanable', 'Heatable', 'Coolable' or 'Sliceable'
     obj:str, # its type
 )->bool: # can that be done with it?
     "Does an object of this type allow the action? AlfWorld's table"
-    return obj in package_tables('constants').VAL_ACTION_OBJECTS[action]
+    return obj in official_tables()['allows'][action]
 
 # %% ../../../nbs/envs/alfworld/rooms.ipynb #f83c747e
 KINDS = dict(kitchen=0, living=200, bedroom=300, bathroom=400) # kind → number before its first room, as in AlfWorld

@@ -11,7 +11,7 @@ import math
 from itertools import combinations
 from .games import TYPES
 from .rooms import (
-    Receptacle, Room, SOMETIMES, SURFACES, THINGS, allows, can_hold, package_tables, thing_id)
+    Receptacle, Room, SOMETIMES, SURFACES, THINGS, allows, can_hold, official_tables, thing_id)
 
 # %% ../../../nbs/envs/alfworld/tasks.ipynb #a20f7a5e
 ALL_TYPES = tuple(TYPES.values())
@@ -55,15 +55,15 @@ def goal_words(
     goal:str, # receptacle type, or 'DeskLamp'
     wording:int=0, # 0 or 1
 )->str: # one sentence, with its full stop
-    "The task in words, from the package's goal library"
-    text = package_tables('goal_library').gdict[LONG[task_type]]['templates'][wording]
+    "The task in words, from AlfWorld's goal library"
+    text = official_tables()['goals'][LONG[task_type]]['templates'][wording]
     return text.format(obj=obj.lower(), recep=goal.lower(), toggle=goal.lower()) + '.'
 
 def goal_pddl(
     task_type:str, obj:str, goal:str, # as above
 )->str: # PDDL
-    "The task as a PDDL goal, from the package's goal library"
-    text = package_tables('goal_library').gdict[LONG[task_type]]['pddl']
+    "The task as a PDDL goal, from AlfWorld's goal library"
+    text = official_tables()['goals'][LONG[task_type]]['pddl']
     return text.format(obj=obj, recep=goal, toggle=goal).replace('#', '-')
 
 # %% ../../../nbs/envs/alfworld/tasks.ipynb #908118df
