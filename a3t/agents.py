@@ -17,7 +17,7 @@ from .core import A3TError, Step, Trajectory, seed_for
 from .envs.claims import truth
 from .models.base import ContextFull, gather
 from .models.thoughts import check_not_cut, past_thoughts
-from .prompts import ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, parse_step, segments
+from .prompts import ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, one_line, parse_step, segments
 
 # %% ../nbs/method/03_agents.ipynb #d1d0d264
 class Cut(str):
@@ -77,6 +77,18 @@ class ReAct:
                               temperature=self.temperature, seed=seed)
         reason, action = parse_step(out.text)
         return reason, _text(out, action)
+
+# %% ../nbs/method/03_agents.ipynb #scores01
+@patch
+async def scores(self:ReAct,
+    traj:Trajectory, # the episode so far
+    actions, # of str
+    reason:str='', # what is said before the action; '': nothing
+)->list: # log-probability of each
+    "How likely is each action to come next?"
+    prompt = [s.text for s in segments(traj, self.instruction, self.exemplar)]
+    think = [f'think[{one_line(reason)}]'] if reason else []
+    return await self.lm.score(prompt + think, [f"{' '*bool(reason)}act[{one_line(a)}]\n" for a in actions])
 
 # %% ../nbs/method/03_agents.ipynb #00a14fad
 def listed(
@@ -211,20 +223,6 @@ class ActRe:
         self.temperature, self.max_tokens = temperature, max_tokens
         self.wording = Wording(exemplar, grounded) if grounded else None
 
-    @classmethod
-    def from_settings(cls,
-        S:dict, # settings of a run
-        lm, # a `LanguageModel`; for `actre = trained` the one that acts
-        env, # the environment: its exemplar, and what its actions name
-        trained:bool=False, # is it the model of an earlier round? In round 0 nothing is trained yet
-    ): # ActRe
-        "ActRe of a run; a trained one needs neither instruction nor exemplar"
-        limits = dict(temperature=S['temperature'], max_tokens=S['reason_tokens'])
-        if S['actre'] == 'trained' and trained: return cls(lm, instruction='', **limits)
-        # an untrained model writes the reasons that the first ActRe is trained on
-        bound = S['actre'] == 'bound' or S['actre'] == 'trained' and S['opening'] == 'sampled'
-        return cls(lm, env.exemplar, grounded=env if bound else None, **limits)
-
     async def __call__(self,
         traj:Trajectory, # the episode so far
         action:str, # any action
@@ -241,6 +239,21 @@ class ActRe:
         prompt, shared = (write(*x, self.instruction, self.exemplar) for x in ((traj, action), (NOTHING, '')))
         out = await _complete(self.lm, prompt, shared, **args)
         return _text(out, out.text.strip().removesuffix(']'))
+
+# %% ../nbs/method/03_agents.ipynb #actresett
+@patch(cls_method=True)
+def from_settings(cls:ActRe,
+    S:dict, # settings of a run
+    lm, # a `LanguageModel`; for `actre = trained` the one that acts
+    env, # the environment: its exemplar, and what its actions name
+    trained:bool=False, # is it the model of an earlier round? In round 0 nothing is trained yet
+): # ActRe
+    "ActRe of a run; a trained one needs neither instruction nor exemplar"
+    limits = dict(temperature=S['temperature'], max_tokens=S['reason_tokens'])
+    if S['actre'] == 'trained' and trained: return cls(lm, instruction='', **limits)
+    # an untrained model writes the reasons that the first ActRe is trained on
+    bound = S['actre'] == 'bound' or S['actre'] == 'trained' and S['opening'] == 'sampled'
+    return cls(lm, env.exemplar, grounded=env if bound else None, **limits)
 
 # %% ../nbs/method/03_agents.ipynb #efc61550
 def held_thing(

@@ -197,7 +197,8 @@ def play_panels(
 )->dict: # as `summarise`, over all tasks; also `splits` (the same for each split), `panel`, `seed`, `engine`, …
     "One trial for each task of some panels"
     from a3t.agents import ReAct
-    from a3t.envs.base import Panel, settings_environment
+    from a3t.envs.base import settings_environment
+    from a3t.envs.panel import Panel
     from a3t.evaluate import summarise, trials
     from a3t.models.api import language_model, model_arguments
     from a3t.models.journal import Journal

@@ -11,11 +11,10 @@ import asyncio, random
 from collections import Counter
 from dataclasses import replace
 from fastcore.basics import patch
-from .agents import NOTHING, Cut, ReAct, ask_actre, ask_policy, episode, invalid_run, listed, sample_action
+from .agents import NOTHING, Cut, ask_actre, ask_policy, episode, invalid_run, listed, sample_action
 from .core import A3TError, Trajectory, did_you_mean, seed_for
 from .envs.claims import truth
 from .models.base import ContextFull, gather
-from .prompts import one_line, segments
 
 # %% ../nbs/method/04_compose.ipynb #sampler2
 SAMPLERS = ('verb', 'acts', 'policy', 'novel')
@@ -29,17 +28,6 @@ def busy(
 
 # %% ../nbs/method/04_compose.ipynb #sampler5
 CHOICES = slice(1, 5) # the second to the fifth choice
-
-@patch
-async def scores(self:ReAct,
-    traj:Trajectory, # the episode so far
-    actions, # of str
-    reason:str='', # what is said before the action; '': nothing
-)->list: # log-probability of each
-    "How likely is each action to come next?"
-    prompt = [s.text for s in segments(traj, self.instruction, self.exemplar)]
-    think = [f'think[{one_line(reason)}]'] if reason else []
-    return await self.lm.score(prompt + think, [f"{' '*bool(reason)}act[{one_line(a)}]\n" for a in actions])
 
 async def next_best(
     policy, # has a method `scores`, as `ReAct` has
@@ -122,13 +110,6 @@ class Composer:
         self.actors.append('policy')
         return await ask_policy(self.policy, traj, info, seed)
 
-    async def choices(self, traj, info):
-        "The actions that one is sampled from"
-        if self.sampler == 'verb': return info['admissible_actions']
-        actions = busy(self.env, info['admissible_actions'])
-        if self.sampler == 'policy': return await next_best(self.policy, traj, actions)
-        return self.visits.seldom(self.cell, actions) if self.sampler == 'novel' else actions
-
     async def __call__(self, traj, info, seed=0):
         rng = random.Random(seed)
         if self.sampler == 'novel': self.cell = self.visits.arrive(traj, info, self.cell)
@@ -142,6 +123,15 @@ class Composer:
         else: return await self._own(traj, info, seed)
         self.actors.append('sampled')
         return reason, action
+
+# %% ../nbs/method/04_compose.ipynb #choices1
+@patch
+async def choices(self:Composer, traj, info):
+    "The actions that one is sampled from"
+    if self.sampler == 'verb': return info['admissible_actions']
+    actions = busy(self.env, info['admissible_actions'])
+    if self.sampler == 'policy': return await next_best(self.policy, traj, actions)
+    return self.visits.seldom(self.cell, actions) if self.sampler == 'novel' else actions
 
 # %% ../nbs/method/04_compose.ipynb #e9bf78af
 async def compose(

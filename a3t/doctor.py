@@ -14,7 +14,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from inspect import signature
 from pathlib import Path
 from .core import A3TError, data_folder
-from .envs.base import Check, environment_module, leaked, settings_environment, some
+from .envs.base import Check, environment_module, leaked, settings_environment
+from .envs.panel import some
 from .envs.contract import check_needs
 from .extras import DISTRIBUTION, extra_of, install_command
 from .settings import load_settings, setting_faults

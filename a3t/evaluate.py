@@ -17,7 +17,7 @@ from fastcore.basics import chunked
 from .accumulate import append, entries, read
 from .agents import rollout
 from .core import A3TError
-from .envs.base import some
+from .envs.panel import some
 
 # %% ../nbs/method/10_evaluate.ipynb #6d3b2809
 def wilson(

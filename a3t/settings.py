@@ -314,13 +314,13 @@ _any_dictionary = allowed('a dictionary', lambda v: type(v) is dict and all(type
 _model = allowed('the name of a model, a folder or an address', lambda v: type(v) is str and v.strip())
 _wave = dictionary(num_cpus=number(), num_gpus=number(), memory=number(), resources=_any_dictionary)
 
+# %% ../nbs/settings.ipynb #settin1b
 RUN = dict(seed=whole(), rounds=whole(1, 1000))
 TASKS = dict(
     environment=Allowed(f"an environment: {', '.join(ENVIRONMENTS)}", _environment_fault), engine=_any_text,
-    explore_engine=_any_text,
-    games=_any_text, generator=_any_dictionary, instructions=_any_text, pages=_any_text, split_by=_any_text,
-    rewards=_any_text,
-    train_tasks=whole(), eval_splits=some('split'), eval_tasks=whole(), max_steps=whole(1), patience=whole())
+    explore_engine=_any_text, games=_any_text, generator=_any_dictionary, instructions=_any_text, pages=_any_text,
+    split_by=_any_text, rewards=_any_text, train_tasks=whole(), eval_splits=some('split'), eval_tasks=whole(),
+    max_steps=whole(1), patience=whole())
 MODEL = dict(
     model=_model, server=Allowed("a dictionary such as {'timeout': 600.}", _server_fault),
     quantize=one_of('none', 'nf4'),
@@ -339,7 +339,8 @@ DATA = dict(
     contrast_floor=number(-inf, 0), normalise=one_of('tokens', 'none'), from_base=_yes_or_no)
 TRAINING = dict(
     epochs_first=whole(1), epochs=whole(1), learning_rate=number(0, 1, above=True), schedule=one_of(*SCHEDULES),
-    warmup=number(0, 1, below=True), batch_size=whole(1), micro_tokens=whole(), max_length=whole(1), lora_rank=whole(1), lora_alpha=number(above=True),
+    warmup=number(0, 1, below=True), batch_size=whole(1), micro_tokens=whole(), max_length=whole(1), lora_rank=whole(1),
+    lora_alpha=number(above=True),
     lora_dropout=number(0, 1, below=True),
     target_modules=Allowed('all-linear, or a list of names of matrices', _modules_fault), layers=whole(),
     gradient_checkpointing=_yes_or_no, launch=Allowed('a command of this machine, or empty', _launch_fault),
@@ -361,7 +362,8 @@ def _sampler_fault(settings):
     "A chat model returns no scores"
     url = str(settings.get('model', '')).partition('#')[0].rstrip('/')
     if settings.get('sampler') != 'policy' or not url.endswith('/chat/completions'): return []
-    return ['setting sampler = policy needs scores of actions, which a chat model does not return: set another sampler, '
+    return ['setting sampler = policy needs scores of actions, which a chat model does not return: set another '
+            'sampler, '
             'or a model that scores']
 
 def setting_faults(

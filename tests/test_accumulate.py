@@ -77,10 +77,12 @@ def test_selection():
 
 def test_the_same_actions_count_once():
     "In whatever round, by whatever source, and with whatever reasons: K stays as it was"
-    s, own = [traj(reason=str(i)) for i in range(3)], [traj(won=False, source='policy', reason=f'f{i}') for i in range(3)]
+    s, own = [traj(reason=str(i)) for i in range(3)], [traj(won=False, source='policy', reason=f'f{i}')
+                                                       for i in range(3)]
     again = [replace(t, round=r, source='policy', steps=(replace(t.steps[0], reason=f'other {r}'), *t.steps[1:]))
              for t in s for r in (1, 2)]
-    assert select_training(s + own) == select_training(s + own + again) == select_training([*s, *own[:1], *again, *own[1:]])
+    assert select_training(s + own) == select_training(s + own
+                                                       + again) == select_training([*s, *own[:1], *again, *own[1:]])
     for kept in (select_training(s + again), select_training(again + s)): assert len(kept) == 3
     later = replace(own[0], round=1)
     assert select_training(s + own[:1] + [later]) == s + [later], 'of failures, the latest stays'
@@ -98,7 +100,8 @@ def test_copies_from_later_rounds_change_nothing(seed):
     assert round_statistics(ts + copies).loc[1].tolist() == round_statistics(ts).loc[0].tolist()
 
 def test_the_committed_run_without_repetitions():
-    "Its training set is what it was, but for 38 successes that repeat earlier actions, and a failure beside one of them"
+    """Its training set is what it was, but for 38 successes that repeat earlier actions, and a failure beside one of
+    them"""
     known = [e for r in range(4) for e in entries(results_folder()/'cpu-alfworld'/f'round_{r:02}'/'trajectories')]
     kept, won = select_training(known), [e for e in known if e.won]
     assert len(won) == 833 and sum(e.won for e in kept) == len({(e.task, e.way) for e in won}) == 795
@@ -114,7 +117,8 @@ def test_sources_of_a_training_set():
     lost = replace(own, won=False)
     plain = replace(made, steps=own.steps)
     found = training_sources([traj(source='explored'), own, made, plain, lost], sentences=lambda t, a: ['one']*len(a))
-    count = lambda n, mixed, steps, sampled: dict(trajectories=n, with_sampled=mixed, steps=steps, sampled_steps=sampled,
+    count = lambda n, mixed, steps, sampled: dict(trajectories=n, with_sampled=mixed, steps=steps,
+                                                  sampled_steps=sampled,
                                                   forced_steps=0)
     assert found == dict(explored=count(1, 1, 2, 1), policy=count(1, 0, 2, 0), composed=count(2, 1, 4, 1),
                          failures=count(1, 0, 2, 0))
@@ -122,9 +126,11 @@ def test_sources_of_a_training_set():
     table = sources_table({'round 0':found, 'round 1':training_sources([own])})
     assert table['round 0'].tolist() == ['4', '1 (25%)', '1 (25%)', '2 (50%)', '1 (25%)', '1', '8', '2 (25%)', '0 (0%)']
     assert table.loc['composed, with a sampled action', 'round 1'] == '0 (0%)'
-    assert training_sources([own], sentences=lambda t, a: ['only'])['policy']['forced_steps'] == 0, 'nothing was sampled'
+    assert training_sources([own],
+                            sentences=lambda t, a: ['only'])['policy']['forced_steps'] == 0, 'nothing was sampled'
     forced = training_sources([made], sentences=lambda t, a: ['only'])['composed']
-    assert forced['forced_steps'] == 1 and training_sources([half := traj(won=False)], .2)['composed']['trajectories'] == 1
+    assert forced['forced_steps'] == 1 and training_sources([traj(won=False)],
+                                                            .2)['composed']['trajectories'] == 1
     assert sources_table({}).empty
 
 def test_flipped_rewards():

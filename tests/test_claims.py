@@ -6,14 +6,14 @@ from hypothesis import given, settings, strategies as st
 from a3t.agents import Script, Wording
 from a3t.compose import annotate, compose
 from a3t.core import Step, Trajectory
-from a3t.envs.alfworld.claims import Moment, house_claims, moment, together
+from a3t.envs.alfworld.claims import house_claims, moment, together
 from a3t.envs.alfworld.engine import EXEMPLAR, AlfWorld
 from a3t.envs.alfworld.games import mini_games
 from a3t.envs.alfworld.generator import generate_games
 from a3t.envs.alfworld.house import bits
 from a3t.envs.alfworld.simulator import AlfSim
 from a3t.envs.base import TextEnv, ToyHouse, play
-from a3t.envs.claims import clauses, judged, says, truth, verdict
+from a3t.envs.claims import clauses, says, truth, verdict
 from a3t.envs.cooking import EXEMPLAR_GAME, Cooking
 from a3t.envs.webshop.env import MiniShop, WebShop, exemplar
 from a3t.models.base import gather
@@ -64,7 +64,8 @@ def test_exemplars_say_nothing_false(env, ex):
     (5, 'I hold mug 1 at sinkbasin 1 and the task says clean.', True), (5, 'I hold mug 1 at fridge 1.', False),
     (4, 'I need a mug and see none.', False), (3, 'I need a spoon and see none.', False),
     (2, 'I need a mug and see cabinet 1, which may hold one.', True), (3, 'Cabinet 1 may hold a mug.', None),
-    (3, 'The mug is in cabinet 1.', True), (3, 'The mug is blue.', None), (0, 'I hold  and the task says clean.', None)])
+    (3, 'The mug is in cabinet 1.', True), (3, 'The mug is blue.', None),
+    (0, 'I hold  and the task says clean.', None)])
 def test_household_reasons(n, reason, true):
     assert truth(mini, reason, at(EXEMPLAR, n)) is true
     assert truth(AlfWorld(mini_games()), reason, at(EXEMPLAR, n)) is true # without playing, as the other engine
@@ -99,7 +100,8 @@ def test_the_moment_is_the_simulators_state(rooms, seed):
 
 @pytest.mark.parametrize('n,reason,true', [
     (0, 'I have chosen what the task says, so I buy it.', False), (5, 'I have chosen what the task says.', False),
-    (6, 'I have chosen what the task says, so I buy it.', True), (1, 'The task says purple, so I choose purple.', False),
+    (6, 'I have chosen what the task says, so I buy it.', True),
+    (1, 'The task says purple, so I choose purple.', False),
     (5, 'The task says 60x84 inches, and that is 60 x 84 inch.', True),
     (5, 'The task says green, and that is 60 x 84 inch.', False)])
 def test_shopping_reasons(n, reason, true): assert truth(shop, reason, at(exemplar(), n)) is true
@@ -109,7 +111,8 @@ def test_shopping_reasons(n, reason, true): assert truth(shop, reason, at(exempl
     (2, 'I have not seen all rooms, so I go south.', 'go south', False),
     (3, 'I have not tried this yet.', 'examine stove', False), (2, 'I have not tried this yet.', 'examine stove', True),
     (7, 'I have done what the task says.', 'prepare meal', False), (8, 'I have done what the task says.', '', True),
-    (8, 'The meal is ready, so I eat it.', 'eat meal', False), (9, 'The meal is ready, so I eat it.', 'eat meal', True)])
+    (8, 'The meal is ready, so I eat it.', 'eat meal', False),
+    (9, 'The meal is ready, so I eat it.', 'eat meal', True)])
 def test_cooking_reasons(n, reason, action, true):
     assert truth(kitchen, reason, at(Cooking.exemplar, n), action) is true
 

@@ -92,11 +92,13 @@ steps = st.lists(st.builds(Step, action=text, observation=text, reason=text, val
 @given(steps=steps)
 @settings(max_examples=40, deadline=None)
 def test_actre_is_trained_on_what_it_is_asked(llama, steps):
-    "Before each reason that bears loss stands exactly the prompt of the ActRe that writes it, and after it ends the line"
+    """Before each reason that bears loss stands exactly the prompt of the ActRe that writes it, and after it ends the
+    line"""
     tok, traj = toy_tokenizer(llama=llama), replace(won, steps=tuple(steps))
     taught = [i for i,s in enumerate(steps) if s.reason and s.valid and not s.cut]
     if not taught:
-        with pytest.raises(A3TError, match='nothing to train ActRe on'): make_actre_rows(tok, [traj], observations='mask')
+        with pytest.raises(A3TError, match='nothing to train ActRe on'):
+            make_actre_rows(tok, [traj], observations='mask')
         return
     (row,), _ = make_actre_rows(tok, [traj], observations='mask')
     asked = set()

@@ -39,7 +39,8 @@ def test_training_tasks(place, capsys, monkeypatch):
     "Too many, or of another split"
     assert 'train has 1' in faults(capsys, train_tasks=2)['training tasks']
     env = settings_environment(load_settings('cpu', ON, ROOT/'settings.ini'))
-    monkeypatch.setattr(type(env), 'tasks', lambda self, split: self.games.tasks('train' if split == 'valid' else split))
+    monkeypatch.setattr(type(env),
+                        'tasks', lambda self, split: self.games.tasks('train' if split == 'valid' else split))
     monkeypatch.setattr(AlfSim, 'tasks', type(env).tasks)
     assert f'in the split valid, too: {env.tasks("train")[0]}' in faults(capsys)['training tasks']
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, strategies as st
 from a3t.agents import ReAct
 from a3t.core import A3TError, Trajectory
-from a3t.envs.base import Panel, ToyHouse
+from a3t.envs.base import ToyHouse
+from a3t.envs.panel import Panel
 from a3t.evaluate import (
     accumulated_score, check_panel, graded, mean_interval, plot_rates,
     plot_types, score_table, summarise, trials, wilson)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ( # from the ground up: a module imports from its own layer or from those before it
-    ('core', 'extras'), ('prompts', 'envs.claims', 'envs.base', 'models'), ('envs',), ('settings',), ('agents',),
+    ('core', 'extras'), ('prompts', 'envs.claims', 'envs.panel', 'envs.base', 'models'), ('envs',),
+    ('settings',), ('agents',),
     ('compose', 'accumulate', 'losses', 'data', 'evaluate'),
     ('opening', 'training'), ('train',), ('quality', 'exchange', 'envs.webshop.browser'), ('runs',),
     ('doctor', 'bench'), ('cli',))

@@ -10,7 +10,7 @@ from a3t.envs.alfworld.games import Games, mini_games, pack_games, unpack_games
 from a3t.envs.alfworld.generator import generate_games
 from a3t.envs.alfworld.panels import make_panel, published
 from a3t.envs.alfworld.simulator import AlfSim
-from a3t.envs.base import Panel
+from a3t.envs.panel import Panel
 from a3t.exchange.formats import action_of, record, records
 from a3t.exchange.names import Index, name_parts, same_words
 from a3t.exchange.panel import panel_data, read_panel, source_games

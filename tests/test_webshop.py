@@ -18,7 +18,8 @@ from a3t.envs.webshop.shop import *
 from a3t.envs.webshop.env import *
 from a3t.envs.webshop import *
 from a3t.envs.webshop.baselines import *
-from a3t.envs.base import Panel, load_environment, play
+from a3t.envs.base import load_environment, play
+from a3t.envs.panel import Panel
 from a3t.envs.contract import check_environment, replay_equal
 from a3t.opening.imitate import Skeletons, imitate
 from a3t.opening.explore import explore, shrink, wins

@@ -11,7 +11,8 @@ __all__ = ['BAD_ACTIONS', 'SHARED', 'check_texts', 'check_tasks', 'check_bad_act
 import copy, inspect, random
 from dataclasses import replace
 from ..core import A3TError, Step, Trajectory
-from .base import Panel, TextEnv, environment_module, environment_spec, load_environment, play
+from .base import TextEnv, environment_module, environment_spec, load_environment, play
+from .panel import Panel
 from .trial import LEVELS, Trial
 from ..prompts import parse_step, render_step
 

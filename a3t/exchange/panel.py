@@ -14,7 +14,7 @@ from ..core import A3TError, brief, did_you_mean, project_path, project_root, re
 from ..envs.alfworld import games_source
 from ..envs.alfworld.games import Games, load_games, task_type
 from ..envs.alfworld.panels import game_panel, published, type_counts
-from ..envs.base import Panel
+from ..envs.panel import Panel
 from ..settings import load_settings, preset_names, read_settings
 
 # %% ../../nbs/exchange/panel.ipynb #pa05

@@ -17,7 +17,7 @@ from ..envs.alfworld.engine import reworded
 from ..envs.alfworld.games import Games, SPLITS, task_type
 from ..envs.alfworld.panels import published
 from ..envs.alfworld.simulator import NOTHING
-from ..envs.base import Panel
+from ..envs.panel import Panel
 from ..evaluate import paired, wilson
 from .formats import Record, episode_files, records
 from .names import Index, house, same_words

@@ -126,7 +126,8 @@ def arms_table(
     for name,c in compared.items():
         record = (records or {}).get(name, {})
         rows[name] = {'n':c['n'], 'won':c['won'], 'rate %':round(100*c['rate'], 1),
-                      '95% interval':f"{100*c['low']:.0f}–{100*c['high']:.0f}", 'solved':f"{c['solved']} of {c['tasks']}",
+                      '95% interval':f"{100*c['low']:.0f}–{100*c['high']:.0f}",
+                      'solved':f"{c['solved']} of {c['tasks']}",
                       **{k:f'{c[k]:.2g}' for k in ('p', 'p_solved') if k in c},
                       **{k:f'{record[k]:,}' for k in ('rollouts', 'tokens', 'seconds') if k in record}}
     return pd.DataFrame(rows).T.fillna('')
@@ -142,7 +143,8 @@ def _line(ax, y, c):
     ax.text(1.03, y, f"{c['won']} of {c['n']}{note}", va='center', fontsize=8, transform=ax.get_yaxis_transform())
 
 def forest(
-    groups:dict, # title → name of the arm → what `compare` made; `each` (rates of single trainings) and `note` may be added
+    # title → name of the arm → what `compare` made; `each` (rates of single trainings) and `note` may be added
+    groups:dict,
     label:str='games won, with 95% intervals', # of the axis
     high:float=1., # right end of the axis
 ): # the matplotlib figure
@@ -160,7 +162,8 @@ def forest(
     return fig
 
 # %% ../../nbs/quality/arms.ipynb #arms0024
-TRAINING = ('learning_rate', 'batch_size', 'micro_tokens', 'lora_rank', 'lora_alpha', 'target_modules', 'contrast_floor',
+TRAINING = ('learning_rate', 'batch_size', 'micro_tokens', 'lora_rank', 'lora_alpha', 'target_modules',
+            'contrast_floor',
             'average', 'gradient_checkpointing')
 
 def play_panel(
@@ -176,7 +179,8 @@ def play_panel(
     "One trial of an agent on each task of a panel"
     lm = LocalModel(*load_model(S['model'], adapter=adapter), slots=S['slots'])
     policy = ReAct(lm, instruction, max_tokens=S['step_tokens'], temperature=S['eval_temperature'])
-    episodes = trials(folder, list(panel), make_env, lm, policy, S['slots'], progress, seed=seed, patience=S['patience'])
+    episodes = trials(folder, list(panel), make_env, lm, policy, S['slots'], progress, seed=seed,
+                      patience=S['patience'])
     return dict(won={t.task:t.won for t in episodes}, steps=sum(map(len, episodes))/len(episodes))
 
 def trained_rows(

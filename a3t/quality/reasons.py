@@ -15,7 +15,6 @@ import pandas as pd
 from fastcore.basics import chunked
 from rapidfuzz import fuzz, process
 from ..agents import ReAct, ask_actre, sample_action, unseen
-import a3t.compose # `ReAct.scores`
 from ..core import Trajectory, read_json, seed_for, write_json
 from ..envs.base import NUMBERED
 from ..envs.claims import truth

@@ -12,7 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from ..core import (
     A3TError, content_hash, file_hash, project_path, project_root, read_json, read_text, refused, shipped_folder)
-from ..envs.base import environment_name, some
+from ..envs.base import environment_name
+from ..envs.panel import some
 from .folders import OUTPUTS, needs, stage_folder
 
 # %% ../../nbs/runs/manifests.ipynb #2e2d78d5

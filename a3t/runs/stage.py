@@ -15,7 +15,8 @@ from fastcore.basics import chunked, patch
 from tqdm import tqdm
 from ..accumulate import append
 from ..core import A3TError, read_json, seed_for, write_json
-from ..envs.base import Panel, leaked, settings_environment, some
+from ..envs.base import leaked, settings_environment
+from ..envs.panel import Panel, some
 from ..evaluate import trials as play_panel
 from ..models.api import model_arguments
 from ..models.journal import Journal

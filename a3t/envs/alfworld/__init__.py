@@ -13,7 +13,8 @@ from ...core import A3TError, content_hash, data_folder, project_path
 from .engine import AlfWorld
 from .games import Games, NO_GOAL, SPLITS, load_games, official_domain, official_grammar
 from .panels import PUBLISHED, PUBLISHED_TYPES, check_published, published, type_counts
-from ..base import Check, TextEnv, some
+from ..base import Check, TextEnv
+from ..panel import some
 from ...extras import install_command
 
 # %% ../../../nbs/envs/alfworld/index.ipynb #f4ac770f

@@ -11,7 +11,7 @@ import functools, importlib.resources, lzma
 from collections import Counter
 from ...core import A3TError, content_hash, write_atomic
 from .games import Games, SPLITS, TYPES, task_type
-from ..base import Panel, some
+from ..panel import Panel, some
 
 # %% ../../../nbs/envs/alfworld/panels.ipynb #f59d21c9
 PAPER_PANELS = dict(train=dict(pick=135, clean=98, heat=74, cool=92, look=59, two=142),

@@ -10,7 +10,7 @@ import os
 from functools import lru_cache
 from ...core import A3TError, data_folder
 from ..base import Check
-import a3t.envs.webshop.claims # adds `WebShop.claims`
+import a3t.envs.webshop.claims # noqa: F401, it adds `WebShop.claims`
 from .env import WebShop
 from .shop import Goals, Shop, prepare_shop
 
