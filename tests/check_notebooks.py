@@ -159,9 +159,9 @@ def check_outputs(copy):
     "Run all notebooks of the copy; a list of what failed or is stale"
     names = notebooks(ROOT)
     with fork_servers(copy) as servers, ThreadPoolExecutor(WORKERS) as pool:
-        failed = [f for f in pool.map(lambda n: run_notebook(copy, n, servers), names) if f]
+        faults = list(pool.map(lambda n: run_notebook(copy, n, servers), names))
     must(nbdev(copy, 'nbdev-clean'))
-    return failed or [s for n in names for s in stale(copy, n)]
+    return [line for n,fault in zip(names, faults) for line in ([fault] if fault else stale(copy, n))]
 
 def main():
     t0 = time.monotonic()
