@@ -210,7 +210,7 @@ def train_and_play(
     rows = rows(tokenizer)
     record = dict(seed=seed, rows=len(rows), failures=sum(not r.won for r in rows), tokens=sum(map(len, rows)))
     try:
-        done = train(model, tokenizer, rows, folder, **settings)
+        done = train(model, rows, folder, **settings)
         record |= dict(parameters=done['parameters'], seconds=round(done['seconds']))
         record |= play_panel(folder/'episodes', S, panel, make_env, folder/'adapter', instruction, progress=progress)
     except A3TError as e:
