@@ -37,7 +37,7 @@ def rows(tiny):
 def start(tiny, rows, tmp_path_factory):
     "An adapter that is not zero, from which training continues"
     folder = tmp_path_factory.mktemp('start')
-    train(*tiny, rows[:3], folder, **FAST | dict(epochs=1))
+    train(tiny[0], rows[:3], folder, **FAST | dict(epochs=1))
     return str(folder/'adapter')
 
 # -- groups
@@ -74,7 +74,7 @@ def first_gradient(tiny, rows, folder, monkeypatch, **kw):
         if not found: found.update({k:p.grad.clone() for k,p in model.named_parameters() if p.grad is not None})
     with monkeypatch.context() as m:
         m.setattr(StepLog, 'on_pre_optimizer_step', on_pre_optimizer_step)
-        train(*tiny, rows, folder, **FAST | dict(epochs=1, max_grad_norm=1e9) | kw)
+        train(tiny[0], rows, folder, **FAST | dict(epochs=1, max_grad_norm=1e9) | kw)
     return found
 
 def same(a, b):
@@ -89,7 +89,7 @@ def test_a_step_is_equation_1_of_a_group(tiny, rows, start, tmp_path, monkeypatc
     assert line['loss'] == pytest.approx(-(line['imitation'] + line['contrast']), abs=1e-4) and 'kl' not in line
 
 def test_two_tasks_are_two_steps(tiny, rows, tmp_path):
-    res = train(*tiny, rows, tmp_path, **FAST | dict(epochs=1, batch_size=1))
+    res = train(tiny[0], rows, tmp_path, **FAST | dict(epochs=1, batch_size=1))
     assert res['steps'] == 2 and [l['tokens'] for l in read_log(tmp_path/'train.jsonl')] == [sum(map(len, rows[:4]))]*2
 
 # -- DPO
@@ -163,7 +163,7 @@ def test_the_trainer_computes_dpo(tiny, rows, start, tmp_path, monkeypatch):
         seen.append({k:p.grad.clone() for k,p in model.named_parameters() if p.grad is not None})
         was[len(seen)] = {k:p.detach().clone() for k,p in model.named_parameters() if p.requires_grad}
     monkeypatch.setattr(StepLog, 'on_pre_optimizer_step', on_pre_optimizer_step)
-    train(*tiny, rows[:4], tmp_path, **FAST | dict(epochs=2) | kw)
+    train(tiny[0], rows[:4], tmp_path, **FAST | dict(epochs=2) | kw)
     _, before = plain_gradient(tiny, rows[:4], lambda ls: sum(l.sum() for l in ls), start)
     m = lora(tiny[0], 4, target_modules='all-linear', adapter=start)
     for k,p in m.named_parameters():
@@ -195,12 +195,12 @@ def test_divergence_estimates_the_kl():
 
 def test_the_trainer_adds_the_divergence(tiny, rows, start, tmp_path, monkeypatch):
     kw = dict(kl=.7, adapter=start, schedule='constant', warmup=0.)
-    train(*tiny, rows[:4], tmp_path, **FAST | kw)
+    train(tiny[0], rows[:4], tmp_path, **FAST | kw)
     lines = read_log(tmp_path/'train.jsonl')
     assert lines[0]['kl'] == pytest.approx(0., abs=1e-6) and lines[1]['kl'] > 1e-4
     for l in lines: assert l['loss'] == pytest.approx(.7*l['kl'] - l['imitation'] - l['contrast'], abs=1e-4)
     held = mean_logprobs(load_model(tiny[0].name_or_path, device='cpu', adapter=tmp_path/'adapter')[0], rows)
-    train(*tiny, rows[:4], tmp_path/'free', **FAST | kw | dict(kl=0.))
+    train(tiny[0], rows[:4], tmp_path/'free', **FAST | kw | dict(kl=0.))
     free = mean_logprobs(load_model(tiny[0].name_or_path, device='cpu', adapter=tmp_path/'free'/'adapter')[0], rows)
     assert free['lost'] < held['lost']
 
@@ -211,18 +211,18 @@ class Killed(BaseException): pass
 @pytest.mark.parametrize('kw', [dict(loss='dpo', kl=.1), dict(kl=.5)])
 def test_resume_is_identical(tiny, rows, start, tmp_path, monkeypatch, kw):
     kw = FAST | dict(adapter=start) | kw
-    whole = train(*tiny, rows, tmp_path/'a', **kw)
+    whole = train(tiny[0], rows, tmp_path/'a', **kw)
     was, computed = StepLog.on_step_end, []
     def on_step_end(self, args, state, control, **kw):
         was(self, args, state, control, **kw)
         if state.global_step == 3: raise Killed
     with monkeypatch.context() as m:
         m.setattr(StepLog, 'on_step_end', on_step_end)
-        with pytest.raises(Killed): train(*tiny, rows, tmp_path/'b', **kw)
+        with pytest.raises(Killed): train(tiny[0], rows, tmp_path/'b', **kw)
     found, = (tmp_path/'b'/'checkpoints').glob('start-*.safetensors')
     before = found.read_bytes()
     monkeypatch.setattr('a3t.training.reference.row_logprobs', lambda *a: computed.append(a))
-    again = train(*tiny, rows, tmp_path/'b', **kw)
+    again = train(tiny[0], rows, tmp_path/'b', **kw)
     assert not computed and not found.exists() and len(before) > 100 # computed once, and deleted in the end
     assert again['adapter_hash'] == whole['adapter_hash']
     strip = lambda l: {k:v for k,v in l.items() if k != 'seconds'}
@@ -230,21 +230,21 @@ def test_resume_is_identical(tiny, rows, start, tmp_path, monkeypatch, kw):
     assert a == b
 
 def test_settings_of_earlier_trainings_are_the_same(tiny, rows, tmp_path):
-    train(*tiny, rows, tmp_path/'a', **FAST | dict(group=False, epochs=1))
+    train(tiny[0], rows, tmp_path/'a', **FAST | dict(group=False, epochs=1))
     assert not LATER.keys() & read_json(tmp_path/'a'/'training.json')['settings'].keys()
     assert {k:v for k,v in vars(TrainingSettings()).items() if k in LATER} == LATER
-    train(*tiny, rows, tmp_path/'b', **FAST | dict(kl=.1, epochs=1))
+    train(tiny[0], rows, tmp_path/'b', **FAST | dict(kl=.1, epochs=1))
     assert read_json(tmp_path/'b'/'training.json')['settings'].items() >= dict(kl=.1, group=True).items()
 
 @pytest.mark.parametrize('kw,words', [
     (dict(loss='ppo'), 'choose'), (dict(kl=-1.), 'positive'), (dict(loss='dpo'), 'set kl to its β'),
     (dict(loss='dpo', kl=.1, group=False), 'and group'), (dict(kl=.1, lora_dropout=.1), 'lora_dropout = 0')])
 def test_settings_that_do_not_fit(tiny, rows, tmp_path, kw, words):
-    with pytest.raises(A3TError, match=words): train(*tiny, rows, tmp_path/'x', **FAST | kw)
+    with pytest.raises(A3TError, match=words): train(tiny[0], rows, tmp_path/'x', **FAST | kw)
     assert not (tmp_path/'x').exists()
 
 def test_dpo_needs_both_kinds(tiny, rows, tmp_path):
-    with pytest.raises(A3TError, match='pen'): train(*tiny, rows[:7], tmp_path, **FAST | dict(loss='dpo', kl=.1))
+    with pytest.raises(A3TError, match='pen'): train(tiny[0], rows[:7], tmp_path, **FAST | dict(loss='dpo', kl=.1))
 
 def test_row_logprobs_are_in_order(tiny, rows):
     with quiet(): found = row_logprobs(tiny[0], rows[::-1], Compute(True, 300))

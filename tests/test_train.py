@@ -441,7 +441,7 @@ def test_one_adapter_learns_both_jobs(folder, tmp_path):
     taught = gather([annotate(t, ActRe(lm, house.exemplar, grounded=house)) for t in plain])
     acts, reasons = make_rows(tok, taught, observations='mask')[0], make_actre_rows(tok, taught)[0]
     before = [mean_logprob(model, r) for r in (acts, reasons)], names_share(lm, taught)[0]
-    res = train(model, tok, acts + reasons, tmp_path, **FAST | dict(epochs=16, lora_rank=16, batch_size=4, average=1))
+    res = train(model, acts + reasons, tmp_path, **FAST | dict(epochs=16, lora_rank=16, batch_size=4, average=1))
     trained = load(tmp_path/'adapter')
     lm = LocalModel(*trained, slots=4)
     share, said = names_share(lm, taught)
