@@ -11,7 +11,7 @@ from a3t.envs.alfworld.house import House, read_rules, read_words
 from a3t.envs.alfworld.parity import compare, near_miss, parity, parity_report, parity_words, recheck, transcript
 from a3t.envs.alfworld.generator import generate_games
 from a3t.envs.alfworld.engine import AlfWorld
-from a3t.envs.alfworld.games import Game, Games, load_games, mini_games, official_domain, official_grammar, task_type
+from a3t.envs.alfworld.games import SPLITS, Game, Games, load_games, mini_games, official_domain, official_grammar, task_type
 from a3t.envs.contract import check_environment
 from a3t.envs.base import play
 
@@ -95,7 +95,7 @@ def one_of_each(games, n):
     "n games of each type, taken from all splits in turn"
     rng, res = random.Random(0), []
     for kind in AlfSim.task_types:
-        lists = [[t for t in games.tasks(s) if task_type(t) == kind] for s in AlfSim.splits]
+        lists = [[t for t in games.tasks(s) if task_type(t) == kind] for s in SPLITS]
         for i in range(n):
             if lists[i % 3]: res.append(rng.choice(lists[i % 3]))
     return sorted(set(res))

@@ -212,7 +212,7 @@ def test_how_many_are_built():
 def test_a_bidirectional_model_is_refused(name, tmp_path):
     model = build(name, is_decoder=False)
     assert 'other probabilities when more text follows' in refused(LocalModel, model, TOKENIZER)
-    assert 'other probabilities when more text follows' in refused(train, model, TOKENIZER, ROWS, tmp_path)
+    assert 'other probabilities when more text follows' in refused(train, model, ROWS, tmp_path)
 
 @pytest.mark.parametrize('changes', [dict(is_causal=False), dict(use_bidirectional_attention=True)])
 def test_a_supported_architecture_that_looks_ahead_falls_back(changes):

@@ -8,12 +8,13 @@ from a3t.envs.alfworld.generator import generate_games as alfworld_games
 from a3t.envs.cooking.games import generate_cooking_games as cooking_games
 from a3t.envs.webshop.generator import generate_shop
 from a3t.models.server import ServerModel
+from a3t.train import TrainingSettings
 
 ROOT = Path(__file__).parent.parent
 PROSE = {'of', 'that', 'and', 'or', 'are', 'do', 'empty', 'changed', 'for', 'is', 'say', 'in', 'key', 'options',
          'task_id', 'top_p',
          # words that follow *setting*, and what is no setting by its place
-         'before', 'needs', 'steps', 'missing_ok', 'index_topk'}
+         'before', 'needs', 'steps', 'missing_ok', 'index_topk', 'cpu', 'policy_gradient'}
 VALUE = r'''(?:\{\}|[\w'"\[{-]|\(\))'''
 IN_MESSAGES = [r'\bsettings? ([a-z_]+)(?: and ([a-z_]+))?', rf'(?<![(\w.-])([a-z_]+) ?= ?{VALUE}', r'--set ([a-z_]+)=',
                r'(?<![\w./{-])([a-z]+(?:_[a-z]+)+)(?![\w.*(/-])']
@@ -21,10 +22,10 @@ IN_PROSE = [r'\bsettings? `([a-z_]+)`(?: (?:\([^)]*\) )?and `([a-z_]+)`)?',
             rf'`([a-z_]+) ?= ?(?![^`]*\w\(){VALUE}?[^`]*`', r'--set ([a-z_]+)=']
 
 def known():
-    "Names of settings, and of what the settings `generator` and `server` hold"
+    "Names of settings, of what the settings `generator` and `server` hold, and of what `train` takes"
     ini = configparser.ConfigParser(interpolation=None)
     ini.read(ROOT/'settings.ini')
-    makers = alfworld_games, generate_shop, cooking_games, ServerModel
+    makers = alfworld_games, generate_shop, cooking_games, ServerModel, TrainingSettings
     return set(ini.defaults()) | {p for f in makers for p in signature(f).parameters}
 
 def text_of(node):

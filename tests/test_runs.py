@@ -83,8 +83,8 @@ def test_tuples_are_the_lists_that_were_written(fake):
 def test_a_changed_settings_file_is_noticed(fake):
     open_run('data/runs/a', 'smoke')
     ini = fake.path/'settings.ini'
-    ini.write_text(ini.read_text().replace('\n[DEFAULT]\n', '\n[DEFAULT]\nbrand_new = 1\n'))
-    with pytest.raises(A3TError, match='brand_new = 1'): open_run('data/runs/a', 'smoke')
+    ini.write_text(ini.read_text().replace('\nmax_steps = 6\n', '\nmax_steps = 7\n'))
+    with pytest.raises(A3TError, match=r'max_steps = 7 \(was 6\)'): open_run('data/runs/a', 'smoke')
 
 def test_a_broken_run_json_is_said(fake):
     run, _ = open_run('data/runs/a', 'smoke')

@@ -321,7 +321,8 @@ def environment_name(
 )->str: # the full name of the module, such as 'a3t.envs.alfworld'; '' if there is none
     "The module behind an environment's name: in `a3t.envs`, installed, or beside `settings.ini`"
     if not all(part.isidentifier() for part in name.split('.')): return ''
-    if '.' not in name and importlib.util.find_spec(f'a3t.envs.{name}'): return f'a3t.envs.{name}'
+    own = f'a3t.envs.{name}'
+    if '.' not in name and (own in sys.modules or importlib.util.find_spec(own)): return own
     if (root := str(project_root())) not in sys.path: sys.path.append(root)
     try: return name if importlib.util.find_spec(name) else ''
     except ModuleNotFoundError as e:

@@ -7,7 +7,7 @@ __all__ = ['DOCUMENTED', 'notebook_path', 'notebook_hash', 'read_manifest', 'not
            'set_aside', 'lock', 'unlock']
 
 # %% ../../nbs/runs/manifests.ipynb #h1imports
-import ast, fcntl, importlib.util, os, re, shutil, time
+import ast, fcntl, importlib.util, os, re, shutil, sys, time
 from functools import lru_cache
 from pathlib import Path
 from ..core import (
@@ -90,6 +90,7 @@ def notebook_imports(
 
 def _place(top):
     "The path of a top-level package, or of a module without its `.py`"
+    if hasattr(module := sys.modules.get(top), '__path__'): return Path(module.__path__[0])
     spec = importlib.util.find_spec(top) if top else None
     places = list(spec.submodule_search_locations or [str(spec.origin).removesuffix('.py')]) if spec else ['nowhere']
     return Path(places[0])
