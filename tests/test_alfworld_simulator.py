@@ -11,7 +11,8 @@ from a3t.envs.alfworld.house import House, read_rules, read_words
 from a3t.envs.alfworld.parity import compare, near_miss, parity, parity_report, parity_words, recheck, transcript
 from a3t.envs.alfworld.generator import generate_games
 from a3t.envs.alfworld.engine import AlfWorld
-from a3t.envs.alfworld.games import SPLITS, Game, Games, load_games, mini_games, official_domain, official_grammar, task_type
+from a3t.envs.alfworld.games import (
+    SPLITS, Game, Games, load_games, mini_games, official_domain, official_grammar, task_type)
 from a3t.envs.contract import check_environment
 from a3t.envs.base import play
 
