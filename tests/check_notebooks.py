@@ -2,6 +2,7 @@
 outputs are what today's code gives. A cell whose output varies with time or machine has the tag `varies`"""
 import contextlib, json, os, queue, re, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 
 import nbformat
@@ -131,10 +132,11 @@ def run_notebook(copy, name, servers):
 def shown(cell):
     "What the outputs of a cell say; pictures and warnings are left out"
     texts = []
-    for o in cell.get('outputs', []):
-        if o['output_type'] == 'stream':
-            if o['name'] == 'stdout': texts.append(''.join(o['text']))
-        else: texts += [''.join(v) for k,v in sorted(o.get('data', {}).items()) if k.startswith('text/')]
+    for printed,some in groupby(cell.get('outputs', []), key=lambda o: o.get('name')):
+        # what is printed may arrive in several pieces
+        if printed == 'stdout': texts.append(''.join(piece for o in some for piece in o['text']))
+        elif printed is None: texts += [''.join(v) for o in some for k,v in sorted(o.get('data', {}).items())
+                                        if k.startswith('text/')]
     return '\n'.join(t.strip() for t in texts)
 
 def same(old, new):
