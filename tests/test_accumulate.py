@@ -139,7 +139,7 @@ def test_flipped_rewards():
     some = flip_rewards(ts, .1)
     turned = [a.task for a,b in zip(ts, some) if a != b]
     assert 70 < len(turned) < 130 and all(b.reward == b.won for a,b in zip(ts, some) if a != b)
-    assert flip_rewards(ts[::-1], .1) == some[::-1] and flip_rewards(ts, .1, 1) != some, 'the order is no matter'
+    assert flip_rewards(ts[::-1], .1) == some[::-1] and flip_rewards(ts, .1, 1) != some, 'the order does not count'
     assert set(turned) <= {a.task for a,b in zip(ts, flip_rewards(ts, .2)) if a != b}
     assert all(replace(t, steps=u.steps, round=0) == t for t,u in zip(some, ts))
 

@@ -35,7 +35,7 @@ def wheel(tmp_path_factory):
 @pytest.fixture(scope='module')
 def installed(wheel, tmp_path_factory):
     """A function that runs `a3t` of the wheel in a folder. Its packages: those of this environment, or with
-    A3T_FRESH=1 everything anew from the package index, as CI does"""
+    A3T_FRESH=1 everything from the package index, as CI does"""
     home = tmp_path_factory.mktemp('venv')
     do(sys.executable, '-m', 'venv', *([] if os.environ.get('A3T_FRESH') else ['--without-pip']), home)
     if os.environ.get('A3T_FRESH'): do(home/'bin'/'python', '-m', 'pip', 'install', '-q', f'{wheel}[train]')
