@@ -148,7 +148,7 @@ BAD = [(dict(won=1), 'its won is not of type bool'), (dict(a3t=[1]), 'its a3t is
 
 @pytest.mark.parametrize('change,contains', BAD)
 def test_a_broken_file_is_one_line_and_leaves_nothing(tmp_path, capsys, change, contains):
-    lines = [json.dumps(chat(SEEN)), json.dumps(chat(LOST) | change)]
+    lines = [json.dumps(chat(LOST)), json.dumps(chat(SEEN) | change)]
     (tmp_path/'x.jsonl').write_text('\n'.join(lines) + '\n')
     assert main(['import', str(tmp_path/'x.jsonl'), '--to', str(tmp_path/'s')]) == 1
     err = capsys.readouterr().err
@@ -276,3 +276,66 @@ def test_the_card_counts(store):
     assert '3 episodes of 2 tasks, 1 of them successful, with 6 steps' in text and '| look | 3 | 1 |' in text
     assert 'valid_seen 3' in text and 'sampled 2' in text and str(store.parent) not in text
     assert text.startswith('---\nlicense: apache-2.0\n') and 'n<1K' in text
+
+# -- TRL: the exported rows train for one step
+
+CHATML = ("{% for m in messages %}{{ '<|' + m.role + '|>' }}{% if m.role == 'assistant' %}{% generation %}"
+          "{{ m.content + eos_token }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
+
+@pytest.mark.parametrize('only_agent', [False, True])
+def test_exported_rows_train_with_trl(tmp_path, store, only_agent):
+    trl = pytest.importorskip('trl', reason='trl is not installed: pip install "a3t[bench]"')
+    datasets = pytest.importorskip('datasets')
+    from a3t.models.weights import load_model, quiet
+    main(['export', str(store), '--to', str(tmp_path/'t.jsonl'), '--format', 'trl'])
+    rows = datasets.Dataset.from_list([json.loads(l) for l in (tmp_path/'t.jsonl').read_text().splitlines()])
+    model, tokenizer = load_model('tiny')
+    tokenizer.chat_template = CHATML
+    args = trl.SFTConfig(output_dir=str(tmp_path/'out'), max_steps=1, per_device_train_batch_size=1, use_cpu=True,
+                         report_to=[], bf16=False, save_strategy='no', assistant_only_loss=only_agent,
+                         disable_tqdm=True, gradient_checkpointing=False, max_length=None)
+    before = {k:p.clone() for k,p in model.named_parameters()}
+    with quiet():
+        trainer = trl.SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+        trainer.train()
+    assert any(not p.equal(before[k]) for k,p in model.named_parameters())
+    row = trainer.train_dataset[0]
+    learnt = tokenizer.decode([i for i,l in zip(row['input_ids'], row['labels']) if l != -100])
+    assert 'take pen 1' in learnt and 'Your task' not in learnt
+    assert ('Nothing happens' in learnt) == (not only_agent) # the last observation before the last action
+
+# -- weights
+
+def test_merged_weights_answer_like_adapter_and_base(tmp_path, capsys):
+    import torch
+    from peft import get_peft_model_state_dict
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from a3t.models.weights import load_model, quiet
+    from a3t.train import lora
+    from a3t.training.log import save_adapter
+    model, tokenizer = load_model('tiny', dtype=torch.float32)
+    net = lora(model)
+    torch.manual_seed(1)
+    for p in net.parameters():
+        if p.requires_grad: torch.nn.init.normal_(p, std=.2)
+    save_adapter(get_peft_model_state_dict(net), net.peft_config['default'], tmp_path/'adapter', 'tiny')
+    said = out_of(capsys, 'export', '--weights', tmp_path/'adapter', '--to', tmp_path/'full')
+    assert 'float32' in said and 'tiny' in said
+    with quiet():
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path/'full')
+        same = AutoTokenizer.from_pretrained(tmp_path/'full')
+    def greedy(m, text):
+        ids = same(text, return_tensors='pt').input_ids
+        with torch.no_grad(): return m.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0].tolist()
+    texts = ['Task: look', 'You see a desk 1.', 'act[']
+    merged = [greedy(plain, t) for t in texts]
+    assert merged == [greedy(net, t) for t in texts]
+    with net.disable_adapter(): assert merged != [greedy(net, t) for t in texts]
+    text = ''.join((tmp_path/'full'/f).read_text() for f in ('README.md', 'config.json', 'tokenizer_config.json'))
+    assert str(tmp_path) not in text and '# full' in text and 'tiny' in text
+
+def test_an_adapter_without_base_needs_a_model(tmp_path, capsys):
+    (tmp_path/'adapter_config.json').write_text(json.dumps(dict(peft_type='LORA', base_model_name_or_path=None)))
+    err = out_of(capsys, 'export', '--weights', tmp_path, '--to', tmp_path/'x', status=1)
+    assert 'does not name its base model: pass --model' in err and err.count('\n') == 1

@@ -7,7 +7,7 @@ __all__ = ['LINES', 'FORMATS', 'BATCH', 'told', 'source_path', 'trajectories', '
            'export_command', 'import_command']
 
 # %% ../../nbs/exchange/export.ipynb #ex02
-import gzip, json, lzma, os
+import contextlib, gzip, json, lzma, os
 from collections import Counter
 from pathlib import Path
 from fastcore.basics import chunked
@@ -90,7 +90,8 @@ def write_lines(
         if not n: raise A3TError('there is nothing to export: pass a source with successes, or another --format')
         os.rename(part, path)
     except OSError as e: raise refused(e, path) from e
-    finally: part.unlink(missing_ok=True)
+    finally:
+        with contextlib.suppress(OSError): part.unlink(missing_ok=True)
     return n
 
 # %% ../../nbs/exchange/export.ipynb #ex13
