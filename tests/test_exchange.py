@@ -294,7 +294,7 @@ def test_exported_rows_train_with_trl(tmp_path, store, only_agent):
     tokenizer.chat_template = CHATML
     args = trl.SFTConfig(output_dir=str(tmp_path/'out'), max_steps=1, per_device_train_batch_size=1, use_cpu=True,
                          report_to=[], bf16=False, save_strategy='no', assistant_only_loss=only_agent,
-                         disable_tqdm=True, gradient_checkpointing=False, max_length=None)
+                         disable_tqdm=True, max_length=None)
     before = {k:p.clone() for k,p in model.named_parameters()}
     with quiet():
         trainer = trl.SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)

@@ -114,7 +114,7 @@ Splits of the tasks: {several(totals.splits)}. Episodes by source: {several(tota
 
 {_table(('column', 'content'), COLUMNS.items())}
 
-`a3t import FOLDER --to STORE` restores the trajectories completely.
+`a3t import FOLDER --to STORE` restores the trajectories with every field.
 
 ## Licence
 

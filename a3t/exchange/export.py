@@ -132,7 +132,7 @@ def _carried(format, notes):
     if notes['edited']: yield f"{notes['edited']:,} were edited after this project wrote them."
     if format == 'trl': yield f"Left out: {notes['left']:,} without success. " + _LOST.format('failures, ')
     elif format == 'pairs': yield f"Left out: {notes['left']:,} failures without a success. " + _LOST.format('')
-    else: yield '`a3t import` restores them completely.'
+    else: yield '`a3t import` restores every field.'
 
 # %% ../../nbs/exchange/export.ipynb #ex17
 def export_command(
