@@ -58,6 +58,7 @@ The licence of the base model holds for these weights too.
 """
 
 # %% ../../nbs/exchange/weights.ipynb #we06
+@quiet()
 def merge_adapter(
     adapter, # folder of a LoRA adapter
     folder:Path, # where nothing is
@@ -69,7 +70,6 @@ def merge_adapter(
     merged, tokenizer = load_model(name, device='cpu', dtype='auto', adapter=adapter)
     facts = dict(model=name, dtype=str(merged.dtype).removeprefix('torch.'), parameters=merged.num_parameters(),
                  adapter=file_hash(adapter)[:16])
-    @quiet()
     def fill(tmp):
         merged.save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)
