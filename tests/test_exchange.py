@@ -1,13 +1,11 @@
 "Trajectories out and in: what can be carried is carried, field by field, and the rest is named"
-import gzip, json, lzma
-from collections import Counter
+import json, weakref
 from dataclasses import replace
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from a3t.accumulate import append, read, stores
 from a3t.cli import main
-from a3t.core import A3TError, Step, Trajectory, results_folder, trajectory_id
+from a3t.core import Step, Trajectory, results_folder, trajectory_id
 from a3t.exchange.dataset import DATASET, Totals, card, dataset_row, made_by
 from a3t.exchange.export import trajectories
 from a3t.exchange.formats import record, records
@@ -19,7 +17,8 @@ QUIET = dict(deadline=None, suppress_health_check=list(HealthCheck))
 # -- any trajectory: texts with line breaks, labels, and odd characters
 
 TEXT = st.one_of(st.text(st.characters(exclude_categories=('Cs',)), max_size=20),
-                 st.lists(st.sampled_from(['Thought: ', 'Action: ', '\n', 'look', '\n\nYour task is to: ', ' ', '\u2028',
+                 st.lists(st.sampled_from(['Thought: ', 'Action: ', '\n', 'look', '\n\nYour task is to: ', ' ',
+                                           '\u2028',
                                            '<action>', '"', '\\', '\0', 'think: x', '\r\n', '{', 'Observation: ']),
                           max_size=7).map(''.join))
 STEP = st.builds(Step, TEXT, TEXT, TEXT, st.sampled_from(['policy', 'sampled']), st.booleans(), st.booleans())
@@ -82,8 +81,9 @@ def test_chat_is_openai_messages_with_a_loss_mask():
 
 def atif_faults(d):
     "What breaks the rules of ATIF 1.7, as its reference models state them"
-    assert set(d) <= {'schema_version', 'session_id', 'trajectory_id', 'agent', 'steps', 'notes', 'final_metrics', 'extra'}
-    assert d['schema_version'] == 'ATIF-v1.7' and {'name', 'version'} <= set(d['agent']) <= {'name', 'version', 'model_name'}
+    assert set(d) == {'schema_version', 'session_id', 'trajectory_id', 'agent', 'steps', 'final_metrics', 'extra'}
+    assert d['schema_version'] == 'ATIF-v1.7'
+    assert {'name', 'version'} <= set(d['agent']) <= {'name', 'version', 'model_name'}
     assert [s['step_id'] for s in d['steps']] == list(range(1, len(d['steps']) + 1))
     assert d['final_metrics'] == {'total_steps':len(d['steps'])}
     for s in d['steps']:
@@ -158,8 +158,8 @@ def test_a_broken_file_is_one_line_and_leaves_nothing(tmp_path, capsys, change, 
 @settings(max_examples=200, **QUIET)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
                     lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(
-                        ['role', 'content', 'steps', 'id', 'source', 'message', 'extra', 'a3t', 'task']), x, max_size=3),
-                    max_leaves=6), st.sampled_from(['messages', 'a3t', 'task', 'won', 'reward', 'steps', 'extra']))
+                        ['role', 'content', 'steps', 'id', 'source', 'message', 'extra', 'a3t', 'task']), x,
+                        max_size=3), max_leaves=6), st.sampled_from(['messages', 'a3t', 'task', 'won', 'reward', 'steps', 'extra']))
 def test_whatever_stands_in_a_field_is_a_fault_or_a_record(value, key):
     for d in (chat(SEEN), atif(SEEN)):
         r = record(d | {key:value}, 'x')
@@ -246,7 +246,6 @@ def test_reading_and_writing_hold_a_part_in_memory(tmp_path, monkeypatch):
         for i in range(1000):
             t = replace(SEEN, seed=i, goal=str(i))
             Tracked.alive += 1
-            import weakref
             weakref.finalize(t, lambda: setattr(Tracked, 'alive', Tracked.alive - 1))
             Tracked.most = max(Tracked.most, Tracked.alive)
             yield t
@@ -273,7 +272,7 @@ def test_the_card_counts(store):
     totals = Totals()
     for t in read(store): totals.add(t)
     text = card(totals, made_by(store))
-    assert '3 episodes of 2 tasks, 1 of them successful, with 6 steps' in text and '| look | 3 | 1 |' in text
+    assert '3 episodes of 2 tasks, 1 of them successful, with 6\nsteps' in text and '| look | 3 | 1 |' in text
     assert 'valid_seen 3' in text and 'sampled 2' in text and str(store.parent) not in text
     assert text.startswith('---\nlicense: apache-2.0\n') and 'n<1K' in text
 

@@ -15,7 +15,8 @@ def verify(
     *,
     # games: official, generated, a folder of official data or of a run, a packed file, a preset, e.g. cpu
     games:str='official',
-    panel:str='', # panel that must be complete: a name or a file of `a3t panel`, e.g. seen; by default the episodes' split
+    # panel that must be complete: a name or a file of `a3t panel`, e.g. seen; by default the episodes' split
+    panel:str='',
     steps:int=50, # limit of steps; what comes later does not count, e.g. 30
     json:str='', # file for the result, e.g. verified.json; by default none
 )->int: # 0 if every claim holds, else 1

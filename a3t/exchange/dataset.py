@@ -101,12 +101,13 @@ def card(
 
 # Trajectories of language agents: {made['name']}
 
-{totals.n:,} episodes of {len(totals.tasks):,} tasks, {totals.won:,} of them successful, with {totals.steps:,} steps. Each step has a
-reason, an action, what the environment answered, and who chose the action.
+{totals.n:,} episodes of {len(totals.tasks):,} tasks, {totals.won:,} of them successful, with {totals.steps:,}
+steps. Each step has a reason, an action, what the environment answered, and who chose the action.
 
 {_table(('task type', 'episodes', 'successful'), by_type)}
 
-Splits of the tasks: {several(totals.splits)}. Episodes by source: {several(totals.sources)}. Steps by actor: {several(totals.actors)}.
+Splits of the tasks: {several(totals.splits)}. Episodes by source: {several(totals.sources)}.
+Steps by actor: {several(totals.actors)}.
 
 ## How they were made
 

@@ -123,8 +123,8 @@ def _all(form): return lambda path, notes: map(form, trajectories(path, notes))
 LINES = dict(chat=(_all(chat), 'trajectories as chat messages'), atif=(_all(atif), 'trajectories in ATIF 1.7'),
              trl=(successes, "successes for TRL's SFT trainer"), pairs=(pairs, "pairs for TRL's DPO trainer"))
 FORMATS = [*LINES, 'dataset']
-_LOST = ('This form cannot hold {}who acted, which actions were valid, rounds, seeds and the last observation: use chat, '
-         'atif or dataset for that.')
+_LOST = ('This form cannot hold {}who acted, which actions were valid, rounds, seeds and the last observation: use '
+         'chat, atif or dataset for that.')
 
 def _carried(format, notes):
     "What a form left out, in sentences"
@@ -142,7 +142,8 @@ def export_command(
 ):
     "Write trajectories in a form that others read, and say what it cannot hold"
     if format not in FORMATS:
-        raise A3TError(f"--format {format!r} is unknown{did_you_mean(format, FORMATS)}: choose from {', '.join(FORMATS)}")
+        raise A3TError(f"--format {format!r} is unknown{did_you_mean(format, FORMATS)}: choose from "
+                       f"{', '.join(FORMATS)}")
     path, notes = source_path(source), Counter()
     if format == 'dataset':
         folder = fresh(to, 'choose another folder')

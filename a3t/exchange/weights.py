@@ -12,13 +12,14 @@ from ..core import A3TError, file_hash, make_folder, project_path
 from .export import fresh
 from ..models.weights import adapter_config, load_model, quiet
 
-# %% ../../nbs/exchange/weights.ipynb #we05
+# %% ../../nbs/exchange/weights.ipynb #we05a
 HUB = {'smollm2-135m':'HuggingFaceTB/SmolLM2-135M-Instruct'} # name of a model here → its hub id
 
 def _base(model):
     "The line of a card that names the base model; none for a folder"
     return f'base_model: {hub}\n' if '/' in (hub := HUB.get(model, model)) and not Path(model).is_absolute() else ''
 
+# %% ../../nbs/exchange/weights.ipynb #we05
 def weights_card(
     name:str, # title
     model:str, # base model
@@ -37,8 +38,9 @@ tags:
 
 # {name}
 
-`{Path(model).name}` with the LoRA adapter {adapter} merged into its weights ({dtype}), by [a3t](https://arxiv.org/abs/2403.14589)
-{a3t.__version__}. It is an agent for text environments. Unless its run says otherwise, it was trained without a chat template:
+`{Path(model).name}` with the LoRA adapter {adapter} merged into its weights ({dtype}), by
+[a3t](https://arxiv.org/abs/2403.14589) {a3t.__version__}. It is an agent for text environments. Unless its run says
+otherwise, it was trained without a chat template:
 
 ```
 Task: examine the book with the desklamp.
