@@ -159,7 +159,8 @@ def test_a_broken_file_is_one_line_and_leaves_nothing(tmp_path, capsys, change, 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
                     lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(
                         ['role', 'content', 'steps', 'id', 'source', 'message', 'extra', 'a3t', 'task']), x,
-                        max_size=3), max_leaves=6), st.sampled_from(['messages', 'a3t', 'task', 'won', 'reward', 'steps', 'extra']))
+                        max_size=3), max_leaves=6),
+       st.sampled_from(['messages', 'a3t', 'task', 'won', 'reward', 'steps', 'extra']))
 def test_whatever_stands_in_a_field_is_a_fault_or_a_record(value, key):
     for d in (chat(SEEN), atif(SEEN)):
         r = record(d | {key:value}, 'x')
