@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'NO_PATH', 'overrides', 'run', 'report', 'train', 'presets', 'settings', 'print_results', 'adapter_model',
-           'evaluation_settings', 'evaluate', 'play_panels', 'doctor', 'shop', 'parity', 'verify', 'panel', 'Parser',
-           'command_parser', 'usage', 'main']
+           'evaluation_settings', 'evaluate', 'play_panels', 'doctor', 'shop', 'parity', 'Parser', 'command_parser',
+           'usage', 'main']
 
 # %% ../nbs/cli.ipynb #a6bfa165
 import argparse, errno, logging, os, re, shutil, signal, sys, threading
@@ -16,6 +16,7 @@ from . import __version__
 from .core import (
     A3TError, claim, close_output, content_hash, data_folder, did_you_mean, file_hash, never_fail_output, project_path,
     read_json, read_text, refused, seed_for, write_json)
+from .exchange.commands import export, import_, panel, verify
 from .extras import extra_of, missing_package
 from .settings import (
     allowed_settings, check_settings, load_settings, preset_names, preset_values, read_settings, settings_files)
@@ -255,38 +256,10 @@ def parity(
     from a3t.envs.alfworld.parity import parity_command
     return parity_command(games, episodes, steps, json, n, stock, seed)
 
-# %% ../nbs/cli.ipynb #frontcm2
-def verify(
-    file:str, # episodes: a file, e.g. episodes.jsonl, a trajectory store, a run, or a folder with such files
-    other:str='', # a second such file, for a paired test, e.g. baseline.jsonl; by default none
-    *,
-    # games: official, generated, a folder of official data or of a run, a packed file, a preset, e.g. cpu
-    games:str='official',
-    panel:str='', # panel that must be complete, as `a3t panel` names it, e.g. seen; by default the episodes' split
-    steps:int=50, # limit of steps; what comes later does not count, e.g. 30
-    json:str='', # file for the result, e.g. verified.json; by default none
-)->int: # 0 if every claim holds, else 1
-    "Replay somebody's AlfWorld episodes: which claims of success hold?"
-    from a3t.exchange.verify import verify_command
-    return verify_command([f for f in (file, other) if f], games, panel, steps, json)
-
-def panel(
-    name:str='', # panel, e.g. train, seen, unseen, paper-train or paper-valid; by default all are listed
-    *,
-    games:str='', # games, as in `a3t verify`, e.g. generated; by default the published hashes
-    n:int=0, # number of games of a split, drawn over all types, e.g. 20; 0: all
-    seed:int=0, # random seed of the draw, and of generated games, e.g. 7
-    json:str='', # file to write, e.g. panel.json; by default none
-    check:str='', # file of a panel to check against the games, e.g. panel.json; by default none
-)->int: # 0, or 1 if a checked game is missing or altered
-    "Print, write or check a panel of AlfWorld games, named by its hash"
-    from a3t.exchange.panel import panel_command
-    return panel_command(name, games, n, seed, json, check)
-
 # %% ../nbs/cli.ipynb #1a3f33ab
 # name → function
-COMMANDS = {f.__name__:f for f in (run, evaluate, verify, panel, report, settings, presets, doctor, shop, parity,
-                                   train)}
+COMMANDS = {f.__name__.rstrip('_'):f for f in (run, evaluate, verify, panel, export, import_, report, settings, presets,
+                                               doctor, shop, parity, train)}
 
 class Parser(argparse.ArgumentParser):
     "A parser whose error is one line, with a suggestion"
@@ -310,7 +283,8 @@ def command_parser(
     f, # function of a subcommand
 )->Parser: # its parser
     "The parser of a subcommand, from the function's arguments and their comments"
-    parser, comments = Parser(prog=f'a3t {f.__name__}', description=getdoc(f), allow_abbrev=False), docments(f)
+    parser, comments = Parser(prog=f"a3t {f.__name__.rstrip('_')}", description=getdoc(f),
+                              allow_abbrev=False), docments(f)
     for name,p in signature(f).parameters.items():
         option, required = p.kind is Parameter.KEYWORD_ONLY, p.default is Parameter.empty
         default = '' if required or p.default in ('', ()) else f'; default {p.default}'

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GAME_KEYS', 'LABEL', 'TAGGED', 'ASSISTANTS', 'ROOM', 'TASK', 'LONGEST', 'LARGEST', 'KINDS', 'Record', 'Unreadable',
-           'line_record', 'action_of', 'is_talk', 'chat_record', 'atif_record', 'record', 'trajectory_record',
-           'episode_files', 'records']
+           'line_record', 'action_of', 'is_talk', 'chat_record', 'atif_record', 'whole_record', 'record',
+           'trajectory_record', 'episode_files', 'records']
 
 # %% ../../nbs/exchange/formats.ipynb #fo02
 import gzip, json, lzma, re, zlib
@@ -14,7 +14,8 @@ from itertools import chain
 from pathlib import Path
 import pyarrow as pa
 from ..accumulate import FILE, file_table, stores, trajectory_files
-from ..core import A3TError, Step, brief, from_row, refused
+from ..core import A3TError, Step, Trajectory, brief, from_row, refused, trajectory_id
+from .messages import checked, from_atif, from_chat
 
 # %% ../../nbs/exchange/formats.ipynb #fo05
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Record:
     observation:str=''  # the first observation; '': unknown
     verbatim:bool=False # are the observations the environment's own words?
     fault:str=''        # why it cannot be read; '' if it can
+    whole:Trajectory=None # all of it, where the file carries it
+    edited:bool=False   # has the text been changed since this project wrote it?
 
     @property
     def actions(self)->list: # of str
@@ -215,6 +218,24 @@ def atif_record(
                   observation=next((t for t in reversed(said) if TASK in t), said[-1] if said else ''))
 
 # %% ../../nbs/exchange/formats.ipynb #fo25
+def whole_record(
+    traj:Trajectory, # all of an episode
+    where:str, # the place in the file
+    id:str='', # of `trajectory_id`, as written beside it
+)->Record: # the record
+    "A record of a trajectory"
+    return Record(where, traj.task, traj.steps, traj.won, traj.reward, traj.observation, True, whole=traj,
+                  edited=id != '' and id != trajectory_id(traj))
+
+def _own_record(obj, where):
+    "A record of what `a3t export` wrote; None for what others wrote"
+    extra = _dict(obj, 'extra')
+    if 'schema_version' in obj and 'a3t' in extra:
+        return whole_record(from_atif(obj), where, _text(extra['a3t'], 'id'))
+    if 'messages' in obj and 'a3t' in obj: return whole_record(from_chat(obj), where, _text(obj['a3t'], 'id'))
+    if 'prompt' in obj and ('completion' in obj or 'chosen' in obj):
+        raise Unreadable('it is made for training and is no whole episode: export with --format chat or atif')
+
 def record(
     obj, # what JSON gave
     where:str, # the place in the file
@@ -222,6 +243,7 @@ def record(
     "A record of any of the forms"
     try:
         if not isinstance(obj, dict): raise Unreadable(f'it is no object with an episode: {brief(obj)}')
+        if own := _own_record(obj, where): return own
         if 'schema_version' in obj: return atif_record(obj, where)
         if 'actions' in obj: return line_record(obj, where)
         if 'conversations' in obj or 'messages' in obj: return chat_record(obj, where)
@@ -309,10 +331,9 @@ def trajectory_record(
     where:str, # the place in the file
 )->Record: # the record
     "A record of a row of this project"
-    try: t = from_row(row)
+    try: return whole_record(checked(Trajectory, vars(from_row(row))), where, row.get('id') or '')
     except (TypeError, ValueError, KeyError, AttributeError) as e:
         return Record(where, fault=f'it is not a row of a trajectory: {type(e).__name__} {e}')
-    return Record(where, t.task, t.steps, bool(t.won), float(t.reward), t.observation, True)
 
 def _parquet_records(path, within=''):
     "The records of a Parquet file"

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from fastcore.basics import patch
-from .. import __version__
+import a3t
 from ..core import A3TError, brief, content_hash, file_hash, project_path, write_json
 from ..envs.alfworld.engine import reworded
 from ..envs.alfworld.games import Games, SPLITS, task_type
@@ -190,7 +190,7 @@ def verify_file(
     _panel_faults(check, name, wanted)
     hash = Panel({t:h or index.games[t].hash for t,h in wanted.items()}).hash if name else ''
     return dict(file=Path(path).name, sha256=_hash(path), **score(check.won), **_totals(check.totals),
-                panel=dict(name=name, n=len(wanted), hash=hash), max_steps=steps, engine='sim', version=__version__,
+                panel=dict(name=name, n=len(wanted), hash=hash), max_steps=steps, engine='sim', version=a3t.__version__,
                 problems=check.problems, won=check.won)
 
 def _hash(path):
