@@ -317,6 +317,7 @@ FAMILIES = { # name in the table → (models that people use, architecture, chan
     'GPT-2':('openai-community/gpt2', 'gpt2', {}),
     'GPT-NeoX, Pythia':('EleutherAI/pythia-1.4b', 'gpt_neox', {}),
 }
+TWICE = [text*2 for text in PROMPTS] # longer than the windows, and than LongRoPE's short texts
 STILL = dict(resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.) # GPT-2 has dropout
 
 def family(name):
@@ -347,7 +348,7 @@ def test_the_table_of_the_guide():
 def test_a_family_acts_and_is_trained(name, tmp_path):
     "Greedy answers of `generate`; gradients and the loss of a step of plain transformers; an adapter that acts as trained"
     model = family(name)
-    lm = check_answers(model)
+    lm = check_answers(model, TWICE)
     a, b = (gradients(family(name), ROWS, plainly) for plainly in (False, True))
     assert a.keys() == b.keys() and len(a) > 4
     for k in a: torch.testing.assert_close(a[k], b[k], atol=1e-4*b[k].abs().max().item() + 1e-6, rtol=1e-3)
@@ -356,8 +357,8 @@ def test_a_family_acts_and_is_trained(name, tmp_path):
     masked = [plain(model, list(r.input_ids))[[t - 1 for t,m in enumerate(r.loss_mask) if m]] for r in ROWS]
     assert made['steps'] == 1 and made['loss_first'] == pytest.approx(-sum(m.mean().item() for m in masked)/3, abs=1e-3)
     tuned = apply_adapter(family(name), made['adapter'], merge=False)
-    answer, = gather([lm.adapter(made['adapter']).complete(PROMPTS[1], max_tokens=NEW)])
-    ids = encode_segments(TOKENIZER, PROMPTS[1])
+    answer, = gather([lm.adapter(made['adapter']).complete(TWICE[1], max_tokens=NEW)])
+    ids = encode_segments(TOKENIZER, TWICE[1])
     row = Row(tuple(ids + answer.token_ids), (False,)*len(ids) + (True,)*len(answer.token_ids), 1., 't', True)
     with torch.no_grad(): scored, _ = token_logprobs(tuned, [row])
     torch.testing.assert_close(scored, torch.tensor(answer.logprobs), atol=1e-3, rtol=1e-3)
