@@ -55,7 +55,10 @@ def lora(
         target_modules = {k.split('.')[-1] for k,m in model.get_decoder().named_modules()
                           if isinstance(m, (torch.nn.Linear, Conv1D))}
     targets = target_modules if isinstance(target_modules, str) else sorted(target_modules)
+    text = {*model.get_decoder().modules()} # of a model that also sees images, only the text part learns
+    others = [k for k,m in model.named_modules() if m not in text and k.split('.')[-1] in targets]
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, task_type='CAUSAL_LM',
+                        exclude_modules=others or None,
                         layers_to_transform=list(range(n-layers, n)) if layers else None)
     try: return _nameless(get_peft_model(model, config))
     except (ValueError, NotImplementedError, TypeError, AttributeError) as e:

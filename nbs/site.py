@@ -88,7 +88,7 @@ def outside_page(source, page):
 
 def on_config(config):
     guide = [{'Results':'guide/results.md'}, {"The paper's setting":'guide/paper.md'}, {'Speed':'guide/speed.md'},
-             {'Settings':'guide/settings.md'},
+             {'Models':'guide/models.md'}, {'Settings':'guide/settings.md'},
              {'Evidence':'evidence.md'}, {'Contributing':'contributing.md'}]
     sections = [{s:[p for f in folders for p in pages(f)]} for s,folders in SECTIONS.items()]
     api = [{'API':[{f'a3t.{m}':f'api/{m}.md'} for m in modules()]}]

@@ -1,17 +1,18 @@
 """Every text architecture that transformers can build tiny, with random weights: the local engine and the trainer give
 what plain transformers gives, or refuse the model in one line"""
 import os
+from pathlib import Path
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 import pytest, torch
 from transformers import AutoModelForCausalLM, CONFIG_MAPPING, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from a3t.core import A3TError
 from a3t.data import Row
-from a3t.models.logprobs import lean, token_logprobs
+from a3t.models.logprobs import can_pack, lean, token_logprobs
 from a3t.models.base import encode_segments, gather, toy_tokenizer
 from a3t.models.forward import SUPPORTED, unsupported
 from a3t.models.local import LocalModel
-from a3t.models.weights import quiet
+from a3t.models.weights import apply_adapter, quiet
 from a3t.train import lora, train
 
 torch.set_num_threads(1)
@@ -223,13 +224,15 @@ def test_a_supported_architecture_that_looks_ahead_falls_back(changes):
         why = refused(check_answers, model)
         assert not why or 'other probabilities when more text follows' in why
 
-LONGROPE = dict(rope_type='longrope', rope_theta=1e4, short_factor=[1.]*4, long_factor=[4., 6., 8., 10.], factor=8.,
-                original_max_position_embeddings=32)
+SHORT = 32 # tokens up to which LongRoPE takes its short factors
+LONGROPE = dict(rope_parameters=dict(rope_type='longrope', rope_theta=1e4, short_factor=[1., 1.5, 2., 2.5],
+                                     long_factor=[4., 6., 8., 10.], factor=8., original_max_position_embeddings=SHORT),
+                original_max_position_embeddings=SHORT)
 
 @pytest.mark.parametrize('name,changes,own', [
     ('gpt_oss', {}, False), ('gemma2', {}, False), ('gemma3', {}, False), ('gpt2', {}, False), ('falcon', {}, False),
     ('mamba', {}, False),
-    ('phi3', dict(rope_parameters=LONGROPE, original_max_position_embeddings=32), False),
+    ('phi3', LONGROPE, False),
     ('llama', dict(rope_parameters=dict(rope_type='dynamic', factor=2., rope_theta=1e4)), False),
     ('llama', {}, True), ('mistral', dict(sliding_window=8), True), ('phi3', {}, True), ('cohere', {}, True),
     ('granite', dict(logits_scaling=3.), True),
@@ -286,3 +289,103 @@ def test_training_a_model_that_falls_back(tmp_path):
     assert 'target_modules' in refused(lambda: train(model, ROWS, tmp_path/'b'))
     assert 'reads only 256' in refused(lambda: token_logprobs(model,
                                                               [Row((5,)*300, (False,) + (True,)*299, 1., 't', True)]))
+
+# -- the guide's table of models that people use
+
+GUIDE = Path(__file__).parent.parent/'nbs'/'guide'/'models.md'
+LLAMA3 = dict(rope_parameters=dict(rope_type='llama3', rope_theta=1e4, factor=8., low_freq_factor=1.,
+                                   high_freq_factor=4., original_max_position_embeddings=64))
+FAMILIES = { # name in the table → (models that people use, architecture, changes)
+    'Llama 2':('meta-llama/Llama-2-7b-chat-hf', 'llama', {}),
+    'Llama 3':('meta-llama/Llama-3.1-8B-Instruct', 'llama', LLAMA3),
+    'SmolLM2':('HuggingFaceTB/SmolLM2-135M-Instruct', 'llama', dict(tie_word_embeddings=True)),
+    'SmolLM3':('HuggingFaceTB/SmolLM3-3B', 'smollm3', dict(no_rope_layers=[1, 0])),
+    'Mistral':('mistralai/Mistral-7B-Instruct-v0.2', 'mistral', dict(sliding_window=None)),
+    'Mistral, sliding window':('mistralai/Mistral-7B-Instruct-v0.1', 'mistral', {}),
+    'Mixtral':('mistralai/Mixtral-8x7B-Instruct-v0.1', 'mixtral', {}),
+    'Qwen 2, 2.5':('Qwen/Qwen2.5-7B-Instruct', 'qwen2', {}),
+    'Qwen 3':('Qwen/Qwen3-8B', 'qwen3', {}),
+    'Qwen 3, experts':('Qwen/Qwen3-30B-A3B', 'qwen3_moe', {}),
+    'Phi-3':('microsoft/Phi-3-mini-4k-instruct', 'phi3', {}),
+    'Phi-3, LongRoPE':('microsoft/Phi-3-mini-128k-instruct', 'phi3', LONGROPE),
+    'OLMo 2':('allenai/OLMo-2-1124-7B-Instruct', 'olmo2', {}),
+    'Granite 3':('ibm-granite/granite-3.3-8b-instruct', 'granite', dict(
+        logits_scaling=3., attention_multiplier=.5, embedding_multiplier=2., residual_multiplier=.5)),
+    'Gemma 2':('google/gemma-2-9b-it', 'gemma2', {}),
+    'Gemma 3, text':('google/gemma-3-1b-it', 'gemma3_text', {}),
+    'Gemma 3, text and images':('google/gemma-3-4b-it', 'gemma3', {}),
+    'GPT-2':('openai-community/gpt2', 'gpt2', {}),
+    'GPT-NeoX, Pythia':('EleutherAI/pythia-1.4b', 'gpt_neox', {}),
+}
+TWICE = [text*2 for text in PROMPTS] # longer than the windows, and than LongRoPE's short texts
+STILL = dict(resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.) # GPT-2 has dropout
+
+def family(name):
+    "A tiny model of a family"
+    _, architecture, changes = FAMILIES[name]
+    return build(architecture, **changes, **(STILL if architecture == 'gpt2' else {}))
+
+def attention_layers(model):
+    "The default of `target_modules`, or the matrices that this model has instead of q_proj and v_proj"
+    names = {k.split('.')[-1] for k,_ in model.get_decoder().named_modules()}
+    return next(t for t in (['q_proj', 'v_proj'], ['qkv_proj'], ['query_key_value'], ['c_attn']) if set(t) <= names)
+
+def table():
+    "The table of the guide"
+    rows = ['| family | for example | acts with | is trained | `target_modules` |', '|---|---|---|---|---|']
+    for name,(example, *_) in FAMILIES.items():
+        model = family(name)
+        acts, packed = '`generate`' if unsupported(model) else 'the engine', can_pack(model, ROWS)
+        targets = ', '.join(f'`{t}`' for t in attention_layers(model))
+        rows.append(f"| {name} | `{example}` | {acts} | {'packed' if packed else 'row by row'} | {targets} |")
+    return '\n'.join(rows)
+
+def test_the_table_of_the_guide():
+    "It says what the code does"
+    assert table() in GUIDE.read_text(encoding='utf-8'), f'write this table into {GUIDE.name}:\n{table()}'
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_a_family_acts_and_is_trained(name, tmp_path):
+    "Greedy answers of `generate`; gradients and the loss of a step of plain transformers; an adapter that acts as trained"
+    model = family(name)
+    lm = check_answers(model, TWICE)
+    a, b = (gradients(family(name), ROWS, plainly) for plainly in (False, True))
+    assert a.keys() == b.keys() and len(a) > 4
+    for k in a: torch.testing.assert_close(a[k], b[k], atol=1e-4*b[k].abs().max().item() + 1e-6, rtol=1e-3)
+    made = train(model, ROWS, tmp_path, epochs=1, batch_size=len(ROWS), learning_rate=.01, lora_rank=4, warmup=0,
+                 target_modules=attention_layers(model), gradient_checkpointing=False)
+    masked = [plain(model, list(r.input_ids))[[t - 1 for t,m in enumerate(r.loss_mask) if m]] for r in ROWS]
+    assert made['steps'] == 1 and made['loss_first'] == pytest.approx(-sum(m.mean().item() for m in masked)/3, abs=1e-3)
+    tuned = apply_adapter(family(name), made['adapter'], merge=False)
+    answer, = gather([lm.adapter(made['adapter']).complete(TWICE[1], max_tokens=NEW)])
+    ids = encode_segments(TOKENIZER, TWICE[1])
+    row = Row(tuple(ids + answer.token_ids), (False,)*len(ids) + (True,)*len(answer.token_ids), 1., 't', True)
+    with torch.no_grad(): scored, _ = token_logprobs(tuned, [row])
+    torch.testing.assert_close(scored, torch.tensor(answer.logprobs), atol=1e-3, rtol=1e-3)
+    with torch.no_grad(): assert (scored - token_logprobs(family(name), [row])[0]).abs().max() > 1e-3
+
+@pytest.mark.parametrize('n', [8, SHORT - 6, SHORT + 8])
+def test_longrope(n):
+    "A text that stays short, one that becomes long while the model writes, and a long one; trained as plain transformers"
+    model, lm = family('Phi-3, LongRoPE'), LocalModel(family('Phi-3, LongRoPE'), TOKENIZER)
+    ids = [7 + i % 50 for i in range(n)]
+    async def ask(): return (await lm.engine.ask(ids=ids, adapter='', max_tokens=NEW)).token_ids
+    with torch.no_grad(), quiet():
+        want = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, n), max_new_tokens=NEW, do_sample=False)
+    assert gather([ask()])[0] == want[0, n:].tolist()
+    row = Row(tuple(want[0].tolist()), (False,)*n + (True,)*(want.shape[1] - n), 1., 't', True)
+    a, b = (gradients(family('Phi-3, LongRoPE'), [row], plainly) for plainly in (False, True))
+    for k in a: torch.testing.assert_close(a[k], b[k], atol=1e-4*b[k].abs().max().item() + 1e-6, rtol=1e-3)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_cannot_be_trained_is_refused(name, tmp_path):
+    "Training one step is refused in one line, or has the loss of plain transformers"
+    model = build(name)
+    made = {}
+    def step():
+        made.update(train(model, ROWS, tmp_path, epochs=1, batch_size=len(ROWS), target_modules='all-linear',
+                          gradient_checkpointing=False))
+    if refused(step): return
+    masked = [plain(model, list(r.input_ids))[[t - 1 for t,m in enumerate(r.loss_mask) if m]] for r in ROWS]
+    assert made['loss_first'] == pytest.approx(-sum(m.mean().item() for m in masked)/3, abs=1e-3)

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 from a3t.bench import gpu as bench
 from a3t.bench.acting import NEW_TOKENS, agreement
+from a3t.core import read_json
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
@@ -40,3 +41,18 @@ def test_a_device_equals_itself():
     assert res.keys() == {'none', 'nf4'}
     for r in res.values():
         assert r['logprobs'] == r['adapter'] == 0 < r['largest'] and r['same_answers'] == r['answers'] == 8
+
+def test_acting_before_and_after(tmp_path):
+    "Computed together or one by one, the same tokens"
+    model = bench.random_model(tmp_path/'m', vocab_size=2000, max_position_embeddings=2048)
+    a, b = (bench.act(3, 2, model, 'none', 'cpu', together) for together in (True, False))
+    assert agreement(a['generated'], b['generated'])[0] == 1.
+
+@pytest.mark.slow
+def test_measure_acting(tmp_path):
+    "The command for a GPU, here on the CPU with a small model"
+    model = bench.random_model(tmp_path/'m', vocab_size=2000, max_position_embeddings=2048)
+    bench.measure_acting(tmp_path/'f.json', 2, 2, 'cpu', {'small':(model, 'none')})
+    found = read_json(tmp_path/'f.json')
+    assert found['device'] == 'cpu' and found['small']['same'] == 1.
+    assert all(len(found['small'][k]['seconds']) == 2 for k in ('together', 'alone', 'generate'))

@@ -13,7 +13,8 @@ from .llama import start_server
 from .processes import best_seconds
 from ..models.base import encode_segments, gather
 from ..models.local import LocalModel
-from ..models.forward import Part, SlotCache, forward, patched_forwards, sorted_weights
+from ..models.forward import SlotCache, forward, patched_forwards, sorted_weights
+from ..models.packed import Part
 from ..models.weights import find_gguf, load_model
 from ..models.slots import pick_tokens
 

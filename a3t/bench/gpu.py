@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MISTRAL_7B', 'SETTINGS', 'random_model', 'random_rows', 'learn', 'learn_trl', 'plan_memory', 'peak_memory', 'act',
-           'act_transformers', 'compare_devices', 'measure_gpu']
+           'act_transformers', 'compare_devices', 'measure_acting', 'measure_gpu']
 
 # %% ../../nbs/bench/gpu.ipynb #10d2d84f
 import random, tempfile, time
@@ -12,7 +12,7 @@ from importlib.metadata import version
 from dataclasses import replace
 from pathlib import Path
 import torch
-from .acting import NEW_TOKENS, act_generate, play_turns, workload
+from .acting import NEW_TOKENS, act_generate, agreement, play_turns, workload
 from .processes import resident_memory, run_apart
 from .training import tokens_a_second, train_trl
 from ..core import write_json
@@ -116,10 +116,12 @@ def act(
     model:str, # folder
     quantize:str='nf4', # as in `load_model`
     device:str='cuda', # as in `load_model`
+    together:bool=None, # are parts of one size computed together? By default on a GPU
 )->dict: # `generated`, `seconds` of each turn, `memory`
     "Act with the local engine, all episodes at once"
     net, tokenizer = load_model(model, quantize, device)
     lm = LocalModel(net, tokenizer, slots=episodes)
+    if together is not None: lm.engine.cache.together = together
     lm.engine.ends = set() # the end token ends nothing
     async def ask(ids): return (await lm.engine.ask(ids=ids, adapter='', max_tokens=NEW_TOKENS)).token_ids
     work = workload(episodes, turns, vocabulary=net.config.vocab_size)
@@ -170,6 +172,29 @@ def _numbers(quantize, device):
               gradient_checkpointing=False)
         adapter = load_file(Path(d)/'adapter'/'adapter_model.safetensors')
     return dict(logprobs=[logp], adapter=[adapter[k] for k in sorted(adapter) if 'lora_B' in k], answers=answers)
+
+# %% ../../nbs/bench/gpu.ipynb #gpuact01
+def measure_acting(
+    file, # JSON, written after each part
+    episodes:int=64, turns:int=5, # as in `workload`
+    device:str='cuda', # as in `load_model`
+    models:dict=None, # name → (model, quantize); by default SmolLM2, and the 7B shape in 16 and in 4 bits
+):
+    "Act with the engine, together and one by one, and with `generate`, each in a process of its own"
+    with tempfile.TemporaryDirectory() as d:
+        if models is None:
+            large = random_model(Path(d)/'m', device)
+            models = {'SmolLM2-135M':('smollm2-135m', 'none'), '7B':(large, 'none'), '7B, NF4':(large, 'nf4')}
+        if device != 'cpu': torch.cuda.empty_cache()
+        res = dict(device=torch.cuda.get_device_name(0) if device != 'cpu' else 'cpu')
+        for name,(model, quantize) in models.items():
+            def ours(together): return run_apart(act, episodes, turns, model, quantize, device, together)
+            made = dict(together=ours(True), alone=ours(False))
+            made['generate'] = run_apart(act_transformers, made['together']['generated'], model, quantize, device)
+            same = agreement(made['together']['generated'], made['alone']['generated'])[0]
+            res[name] = {k:{x:v[x] for x in ('seconds', 'memory')} for k,v in made.items()} | dict(same=same)
+            write_json(file, res)
+            print(name, {k:[round(s, 2) for s in v['seconds']] for k,v in made.items()}, f'same {same:.3f}', flush=True)
 
 # %% ../../nbs/bench/gpu.ipynb #4f33860d
 def measure_gpu(

@@ -14,8 +14,9 @@ from fastcore.basics import patch
 from ..core import A3TError, file_hash
 from .base import Completion, cut_at_stop, decode_after, encode_segments
 from a3t.models.forward import (
-    Part, SlotCache, check_gap, forward, clear_errors, patched_forwards, plain_logprobs, sorted_weights, text_config,
+    SlotCache, check_gap, forward, clear_errors, patched_forwards, plain_logprobs, sorted_weights, text_config,
     unsupported)
+from .packed import Part
 from .slots import Request, Slots, pick_tokens
 from a3t.models.weights import (
     adapter_config, adapter_errors, apply_adapter, changes_weights, clone_model, has_adapter, plain_lora, quiet,

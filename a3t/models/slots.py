@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np, torch
 from fastcore.basics import patch
 from ..core import A3TError
-from .forward import Part
+from .packed import Part
 
 # %% ../../nbs/models/slots.ipynb #47834eaa
 def log_norm(

@@ -14,8 +14,7 @@ from pathlib import Path
 import matplotlib, matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 import pandas as pd
-from ..accumulate import (
-    entries, fetch, is_success, round_statistics, sources_table, stores, training_sources)
+from ..accumulate import entries, fetch, is_success, round_statistics, sources_table, stores, training_sources
 from ..core import A3TError, COLOURS, read_json, trajectory_html, write_atomic, write_json
 from ..envs.base import settings_environment
 from ..evaluate import accumulated_score, graded, plot_rates, score_table
@@ -41,6 +40,7 @@ def _round(run, r, S):
     res = dict(round=r, **{s:done.get(s, {}).get('facts', {}) for s in ('explore', 'train')})
     if 'failed' in res['train']: res['train'] = dict(res['train'], sources=_sources(run, r, S, res['train']))
     if 'evaluate' in done: res['splits'] = read_json(stage_folder(run, 'evaluate', r)/'scores.json')
+    res['agreement'] = done.get('evaluate', {}).get('facts', {}).get('agreement', {})
     res['seconds'] = {s:m['seconds'] for s,m in done.items()}
     return {k:v for k,v in res.items() if v or k == 'round'}
 
@@ -138,7 +138,7 @@ def stage_table(
 )->pd.DataFrame: # a column for each round
     "Counts of exploring and training, round by round"
     def flat(r):
-        facts = {f'{s}: {k}':v for s in ('explore', 'train') for k,v in r.get(s, {}).items()
+        facts = {f'{s}: {k}':v for s in ('explore', 'train', 'agreement') for k,v in r.get(s, {}).items()
                  if not isinstance(v, (dict, list))}
         times = {k:clock(v) for k,v in facts.items() if k.endswith(': seconds')}
         return {k.replace(': seconds', ': time'):times.get(k, v) for k,v in facts.items()}
