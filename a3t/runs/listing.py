@@ -77,6 +77,7 @@ def folder_size(
         except OSError: return 0
     return sum(size(p) for p in Path(folder).rglob('*'))
 
+# %% ../../nbs/runs/listing.ipynb #list09b
 def run_row(
     run, # folder of the run
     now:datetime=None, # by default the present
@@ -138,6 +139,7 @@ def chosen_run(
     what = f"choose one of {', '.join(sorted(names))}" if names else 'start one with `a3t run PRESET`'
     raise A3TError(f'there is no run {name!r}{did_you_mean(name, names)}: {what}' if name else f'there are no runs: {what}')
 
+# %% ../../nbs/runs/listing.ipynb #list11b
 def show_status(
     name:str='', # as `chosen_run` takes it
     watch:bool=False, # go on until the run is no longer at work?

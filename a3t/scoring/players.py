@@ -67,6 +67,7 @@ def import_function(
         raise A3TError(f'the module {module} has no function {function!r}{did_you_mean(function, have)}: correct --agent')
     return call
 
+# %% ../../nbs/scoring/players.ipynb #play11b
 class Function:
     "A policy from a Python function"
     def __init__(self,
@@ -124,6 +125,7 @@ def _folder_player(name, folder, base):
         return Player(name, 'adapter', base or named, file_hash(folder)[:16], folder)
     return Player(name, 'weights', str(folder), file_hash(folder)[:16])
 
+# %% ../../nbs/scoring/players.ipynb #play15b
 def player(
     name:str, # as in the table above
     base:str='', # base model of an adapter; '': the one that it names

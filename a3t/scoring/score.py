@@ -53,6 +53,7 @@ def world_settings(
     name = 'cpu-alfworld' if who.adapter else 'paper-alfworld'
     return load_settings(name), f'preset {name}'
 
+# %% ../../nbs/scoring/score.ipynb #scor07b
 def evaluation_settings(
     who, # a `Player`
     preset:str='', # a section of settings.ini
@@ -147,6 +148,7 @@ def summary_table(
         else: rows |= {f"{name} {k.replace('_', ' ')}":_counts(v) for k,v in s.items() if isinstance(v, dict)}
     return score_table(rows)
 
+# %% ../../nbs/scoring/score.ipynb #scor15b
 def _counts(s):
     "A score with `n` as the number of episodes, so that its rate is a quotient"
     of = lambda d: d | dict(n=d.get('episodes', d['n']))
@@ -263,6 +265,7 @@ def named_player(
     if adapter: adapter_model(folder := project_path(adapter, Path.cwd()))
     return player(str(folder) if adapter else agent, model)
 
+# %% ../../nbs/scoring/score.ipynb #scor24b
 def evaluate_command(
     agent:str='', adapter:str='', # what plays; one of them
     panel:str='', # file of a panel
@@ -300,6 +303,7 @@ def evaluate_command(
           f"score: {os.path.relpath(to)}")
     return res
 
+# %% ../../nbs/scoring/score.ipynb #scor24c
 def score_data(
     who, # a `Player`
     played:dict, # from `play_trials`
