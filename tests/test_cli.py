@@ -56,7 +56,7 @@ def test_every_command_is_listed():
     (('run', 'smoke', 'x'), "'x' is not an argument"),
     (('run', '--prest=smoke', 'smoke'), 'is not an argument'),
     (('evaluate', '--adaptor=x', '--adapter', 'x'), 'did you mean --adapter?'),
-    (('run',), 'required: preset'), (('evaluate',), 'required: --adapter'),
+    (('run',), 'required: preset'),
     (('shop', '--port', 'http'), "invalid int value: 'http'"),
     (('run', 'smoke', '--set'), 'expected at least one argument'),
     (('settings', 'cpu', '--nam', 'x'), "'--nam' is not an argument")])
@@ -76,6 +76,7 @@ def test_words_that_are_not_known(words, contains, capsys):
     (('run', 'smoke', '--set', 'a\nb'), 'write key=value'),
     (('doctor', '--set', 'seed=1', 'smoke'),
      "--set 'smoke': write key=value, and put all other arguments before --set"),
+     (('evaluate',), 'pass one agent: --agent'), (('evaluate', '--agent', 'random', '--exemplar', 'x'), 'choose yes or no'),
      (('evaluate', '--adapter', 'a\nb'), 'is not a LoRA adapter')])
 def test_values_that_are_wrong(words, contains, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)

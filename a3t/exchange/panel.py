@@ -7,14 +7,14 @@ __all__ = ['NAMES', 'check_name', 'named_panel', 'source_games', 'panel_data', '
            'check_command', 'panel_command']
 
 # %% ../../nbs/exchange/panel.ipynb #pa02
-import json, os, re
+import os
 from collections import Counter
 from pathlib import Path
 from ..core import A3TError, brief, did_you_mean, project_path, project_root, read_json, read_text, write_json
 from ..envs.alfworld import games_source
 from ..envs.alfworld.games import Games, load_games, task_type
 from ..envs.alfworld.panels import game_panel, published, type_counts
-from ..envs.panel import Panel
+from ..envs.panel import Panel, read_panel as panel_file
 from ..settings import load_settings, preset_names, read_settings
 
 # %% ../../nbs/exchange/panel.ipynb #pa05
@@ -74,24 +74,9 @@ def panel_data(
 def read_panel(
     path, # JSON file of a panel
 )->Panel: # the panel
-    "The panel of a file; raises `A3TError` where it is no panel, or was edited"
-    path = project_path(path, Path.cwd())
-    if not path.is_file(): raise A3TError(f'there is no panel {path}: write one with `a3t panel NAME --json FILE`')
-    try: d = json.loads(read_text(path))
-    except (ValueError, RecursionError) as e:
-        raise A3TError(f'{path} is not valid JSON ({e}): get the panel again') from None
-    games = d.get('games') if isinstance(d, dict) else None
-    if not isinstance(games, dict) or not games:
-        raise A3TError(f'{path} is not a panel (no games): write one with `a3t panel NAME --json FILE`')
-    for t,h in games.items():
-        if not isinstance(h, str) or not re.fullmatch('[0-9a-f]{64}', h):
-            raise A3TError(f'{path}: the hash of {brief(t)} is not a SHA-256: write the panel again')
-        task_type(t)
-    panel = Panel(games)
-    for key,now in (('hash', panel.hash), ('n', len(panel))):
-        if d.get(key) != now:
-            raise A3TError(f'{path} was edited: its {key} is {brief(d.get(key))}, but its games have {now}; get the '
-                           f'file again')
+    "The AlfWorld panel of a file; raises `A3TError` where it is none, or was edited"
+    panel = panel_file(path)[1]
+    for t in panel: task_type(t)
     return panel
 
 # %% ../../nbs/exchange/panel.ipynb #pa14
