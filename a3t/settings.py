@@ -234,7 +234,9 @@ def _server_fault(value):
     if type(value) is not dict: return 'must be a dictionary'
     if not value: return ''
     from a3t.models.api import server_arguments
-    try: server_arguments(value)
+    from a3t.models.roles import ROLES, server_of
+    try:
+        for role in ROLES: server_arguments(value if set(value) - set(ROLES) else server_of(dict(server=value), role))
     except A3TError as e: return f'is wrong: {e}'
     return ''
 
@@ -322,7 +324,7 @@ TASKS = dict(
     split_by=_any_text, rewards=_any_text, train_tasks=whole(), eval_splits=some('split'), eval_tasks=whole(),
     max_steps=whole(1), patience=whole())
 MODEL = dict(
-    model=_model, server=Allowed("a dictionary such as {'timeout': 600.}", _server_fault),
+    model=_model, opening_model=_any_text, actre_model=_any_text, server=Allowed("a dictionary such as {'timeout': 600.}", _server_fault),
     quantize=one_of('none', 'nf4'),
     device=Allowed('a device of this machine, or empty', _device_fault),
     slots=whole(1), context=whole(), ray=Allowed('auto, local, HOST:PORT or empty', _ray_fault), ray_task=_wave,
@@ -330,7 +332,7 @@ MODEL = dict(
     actre=one_of('base', 'bound', 'trained'), reason_tokens=whole(1), step_tokens=whole(1),
     eval_temperature=number(0, 10), temperature=number(0, 10))
 EXPLORING = dict(
-    opening=one_of('prompted', 'sampled'), opening_tasks=whole(), explore_budget=whole(1), looks=whole(),
+    opening=one_of('prompted', 'sampled'), opening_trials=whole(1), opening_tasks=whole(), explore_budget=whole(1), looks=whole(),
     round_tasks=whole(), p=number(0, 1), sampler=one_of('verb', 'acts', 'policy', 'novel'), invalid_limit=whole(),
     compositions=whole(), stop_successes=whole(), min_compositions=whole())
 DATA = dict(
@@ -366,6 +368,12 @@ def _sampler_fault(settings):
             'sampler, '
             'or a model that scores']
 
+def _role_faults(settings):
+    "Roles that contradict the other settings"
+    from a3t.models.roles import role_faults
+    return role_faults(settings) if ALLOWED.keys() <= settings.keys() else []
+
+# %% ../nbs/settings.ipynb #settin22
 def setting_faults(
     settings:dict, # as `load_settings` gives them; a key that is not in `ALLOWED` may be anything
 )->list: # of str, one for each fault
@@ -377,7 +385,7 @@ def setting_faults(
                and (fault := entries[k].fault(v))]
     if faults: return sorted(faults)
     together = [(a, b) for a,b in TOGETHER if a in settings and settings[a] > settings[b]]
-    return _sampler_fault(settings) + [f'setting {a} = {settings[a]} is greater than {b} = {settings[b]}: lower it'
+    return _sampler_fault(settings) + _role_faults(settings) + [f'setting {a} = {settings[a]} is greater than {b} = {settings[b]}: lower it'
                                        for a,b in together]
 
 def check_settings(

@@ -24,7 +24,7 @@ def server_of(
 )->dict: # as in `a3t.models.api.server_arguments`
     "The setting `server` of a role: its own entry, or the one that all share"
     server = settings['server']
-    return server.get(role, {}) if set(server) & set(ROLES) else server
+    return server.get(role, {}) if server and set(server) <= set(ROLES) else server
 
 # %% ../../nbs/models/roles.ipynb #roles009
 def _opening_roles(S):
