@@ -87,7 +87,8 @@ def outside_page(source, page):
     return re.sub(r'(\[[^\]]*\])\(([^)\s]+)\)', link, (ROOT/source).read_text(encoding='utf-8'))
 
 def on_config(config):
-    guide = [{'Results':'guide/results.md'}, {"The paper's setting":'guide/paper.md'}, {'Speed':'guide/speed.md'},
+    guide = [{'Results':'guide/results.md'}, {'Roles':'guide/roles.md'},
+             {"The paper's setting":'guide/paper.md'}, {'Speed':'guide/speed.md'},
              {'Settings':'guide/settings.md'},
              {'Evidence':'evidence.md'}, {'Contributing':'contributing.md'}]
     sections = [{s:[p for f in folders for p in pages(f)]} for s,folders in SECTIONS.items()]

@@ -232,6 +232,7 @@ def server_arguments(
 )->tuple: # (arguments, body)
     "Check the setting `server`; `A3TError` for unknown names and unusable values"
     known = {k:p.default for k,p in signature(ServerModel).parameters.items() if k not in ('address', 'tokenizer')}
+    if not isinstance(server, dict): raise A3TError(f'{server!r} must be a dict of arguments, or of one for each role')
     body = server.get('body', {})
     if not isinstance(body, dict):
         raise A3TError(f"body = {body!r} in the setting server must be a dict, such as {{'top_p': 0.9}}")

@@ -87,9 +87,9 @@ def require_models(
     round:int=0, # number of the round
 ):
     "`A3TError` with the first model of a stage that is not there; each server is asked once"
-    asked = set()
-    for role in roles_of(settings, stage, round):
-        if stage == 'baselines': require_weights(settings, role)
+    asked, roles = set(), roles_of(settings, stage, round)
+    for role in roles if stage == 'baselines' else (): require_weights(settings, role)
+    for role in roles:
         key = model_name(settings, role), json.dumps(server_of(settings, role))
         if not is_address(key[0]) or key in asked: continue
         require_server(settings, role)
