@@ -230,6 +230,13 @@ def _ray_fault(value):
     if host and 0 < int(host[1]) < 2**16: return ''
     return f"must be auto, local, HOST:PORT such as 10.0.0.1:6379, or empty{did_you_mean(value, ('auto', 'local'))}"
 
+def _model_fault(value):
+    "A name, a folder or an address; whether it is there, `a3t.models.ready` finds out"
+    from a3t.models.address import is_address, split_address
+    try: is_address(value) and split_address(value)
+    except A3TError as e: return f'is wrong: {e}'
+    return ''
+
 def _server_fault(value):
     if type(value) is not dict: return 'must be a dictionary'
     if not value: return ''
@@ -313,7 +320,9 @@ SCHEDULES = ('linear', 'cosine', 'cosine_with_restarts', 'polynomial', 'constant
 _yes_or_no = allowed('true or false', lambda v: type(v) is bool, ('true', 'false'))
 _any_text = allowed('text', lambda v: type(v) is str)
 _any_dictionary = allowed('a dictionary', lambda v: type(v) is dict and all(type(k) is str for k in v))
-_model = allowed('the name of a model, a folder or an address', lambda v: type(v) is str and v.strip())
+_name = allowed('the name of a model, a folder or an address', lambda v: type(v) is str and v.strip())
+_model = Allowed(_name.words, lambda v: _name.fault(v) or _model_fault(v))
+_role = Allowed(f'{_name.words}, or empty: `model`', _model_fault)
 _wave = dictionary(num_cpus=number(), num_gpus=number(), memory=number(), resources=_any_dictionary)
 
 # %% ../nbs/settings.ipynb #settin1b
@@ -324,7 +333,7 @@ TASKS = dict(
     split_by=_any_text, rewards=_any_text, train_tasks=whole(), eval_splits=some('split'), eval_tasks=whole(),
     max_steps=whole(1), patience=whole())
 MODEL = dict(
-    model=_model, opening_model=_any_text, actre_model=_any_text, server=Allowed("a dictionary such as {'timeout': 600.}", _server_fault),
+    model=_model, opening_model=_role, actre_model=_role, server=Allowed("a dictionary such as {'timeout': 600.}", _server_fault),
     quantize=one_of('none', 'nf4'),
     device=Allowed('a device of this machine, or empty', _device_fault),
     slots=whole(1), context=whole(), ray=Allowed('auto, local, HOST:PORT or empty', _ray_fault), ray_task=_wave,
@@ -365,13 +374,7 @@ def _sampler_fault(settings):
     url = str(settings.get('model', '')).partition('#')[0].rstrip('/')
     if settings.get('sampler') != 'policy' or not url.endswith('/chat/completions'): return []
     return ['setting sampler = policy needs scores of actions, which a chat model does not return: set another '
-            'sampler, '
-            'or a model that scores']
-
-def _role_faults(settings):
-    "Roles that contradict the other settings"
-    from a3t.models.roles import role_faults
-    return role_faults(settings) if ALLOWED.keys() <= settings.keys() else []
+            'sampler, or a model that scores']
 
 # %% ../nbs/settings.ipynb #settin22
 def setting_faults(
@@ -385,8 +388,10 @@ def setting_faults(
                and (fault := entries[k].fault(v))]
     if faults: return sorted(faults)
     together = [(a, b) for a,b in TOGETHER if a in settings and settings[a] > settings[b]]
-    return _sampler_fault(settings) + _role_faults(settings) + [f'setting {a} = {settings[a]} is greater than {b} = {settings[b]}: lower it'
-                                       for a,b in together]
+    from a3t.models.roles import role_faults
+    roles = role_faults(settings) if ALLOWED.keys() <= settings.keys() else []
+    return [*_sampler_fault(settings), *roles,
+            *(f'setting {a} = {settings[a]} is greater than {b} = {settings[b]}: lower it' for a,b in together)]
 
 def check_settings(
     settings:dict, # as `load_settings` gives them

@@ -1,5 +1,5 @@
 "Three roles: each model plays its part, is checked before the first request, and is counted"
-import ast, os, re, signal
+import ast, os, random, re, signal
 from inspect import signature
 import pytest
 from a3t.accumulate import read
@@ -16,6 +16,7 @@ from a3t.models.toyserver import ToyServer
 from a3t.models.usage import Meter, Metered, counting, read_usage
 from a3t.runs.costs import cost_table, run_usage
 from a3t.runs.folders import open_run, stage_folder
+from a3t.runs.manifests import read_manifest
 from a3t.runs.stage import open_stage
 from a3t.settings import ALLOWED, check_settings, load_settings
 from conftest import ROOT, one_line_error
@@ -189,7 +190,7 @@ def teacher(body):
     at, seen = been[-1] if been else ('', '')
     if f'You take the {thing}.' in text: act = f'put {thing}' if at == place else f'go to {place}'
     elif thing in seen: act = f'take {thing}'
-    else: act = 'go to ' + next(p for p in PLACES if p not in [b for b,_ in been])
+    else: act = 'go to ' + random.Random(body['seed']).choice([p for p in PLACES if p not in [b for b,_ in been]])
     return f'Sure! think[I need the {thing}.] act[{act}]\n'
 
 def writer(body):
@@ -222,7 +223,8 @@ def test_a_whole_loop_with_three_models(project):
         assert sum(u['cost'] for u in mine) == pytest.approx(bill, abs=1e-5) and bill > 0
     assert all(u['seconds'] > 0 for k,u in used.items() if k[2] == 'model')
     found = read(stage_folder(run, 'explore', 0)/'trajectories')
-    assert len(found) == 8 and sum(t.won for t in found) >= 2 and len({t.seed for t in found}) == 8
+    assert read_manifest(run, 'explore', 0)['facts']['trajectories'] == 8 # two trials; equal ones are stored once
+    assert 4 < len(found) <= 8 and len({t.task for t in found}) == 4 and any(t.won for t in found)
     stored = read(stage_folder(run, 'explore', 1)/'trajectories')
     composed = [s for t in stored for s in t.steps if s.actor == 'sampled']
     assert composed and {s.reason for s in composed} == {'It may help.'}

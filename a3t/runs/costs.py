@@ -24,7 +24,8 @@ def run_usage(
     for stage in plan(settings['rounds'])[:-1]:
         facts = (read_manifest(run, *stage) or {}).get('facts', {})
         used = dict(facts.get('usage', {}))
-        if stage[0] == 'train' and facts: used['model'] = dict(trained_tokens=facts['tokens'], seconds=facts['seconds'])
+        if stage[0] == 'train' and facts:
+            used['model'] = dict(trained_tokens=facts.get('tokens', 0), seconds=facts.get('seconds', 0.))
         res += [dict(stage=stage[0], round=stage[1], role=role, model=model_name(settings, role), **counts)
                 for role,counts in used.items()]
     return res
