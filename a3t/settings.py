@@ -232,10 +232,8 @@ def _ray_fault(value):
 
 def _model_fault(value):
     "A name, a folder or an address; whether it is there, `a3t.models.ready` finds out"
-    from a3t.models.address import is_address, split_address
-    try: is_address(value) and split_address(value)
-    except A3TError as e: return f'is wrong: {e}'
-    return ''
+    from a3t.models.address import address_fault
+    return address_fault(value)
 
 def _server_fault(value):
     if type(value) is not dict: return 'must be a dictionary'
@@ -333,7 +331,8 @@ TASKS = dict(
     split_by=_any_text, rewards=_any_text, train_tasks=whole(), eval_splits=some('split'), eval_tasks=whole(),
     max_steps=whole(1), patience=whole())
 MODEL = dict(
-    model=_model, opening_model=_role, actre_model=_role, server=Allowed("a dictionary such as {'timeout': 600.}", _server_fault),
+    model=_model, opening_model=_role, actre_model=_role,
+    server=Allowed("a dictionary such as {'timeout': 600.}", _server_fault),
     quantize=one_of('none', 'nf4'),
     device=Allowed('a device of this machine, or empty', _device_fault),
     slots=whole(1), context=whole(), ray=Allowed('auto, local, HOST:PORT or empty', _ray_fault), ray_task=_wave,
@@ -341,8 +340,8 @@ MODEL = dict(
     actre=one_of('base', 'bound', 'trained'), reason_tokens=whole(1), step_tokens=whole(1),
     eval_temperature=number(0, 10), temperature=number(0, 10))
 EXPLORING = dict(
-    opening=one_of('prompted', 'sampled'), opening_trials=whole(1), opening_tasks=whole(), explore_budget=whole(1), looks=whole(),
-    round_tasks=whole(), p=number(0, 1), sampler=one_of('verb', 'acts', 'policy', 'novel'), invalid_limit=whole(),
+    opening=one_of('prompted', 'sampled'), opening_trials=whole(1), opening_tasks=whole(),
+    explore_budget=whole(1), looks=whole(), round_tasks=whole(), p=number(0, 1), sampler=one_of('verb', 'acts', 'policy', 'novel'), invalid_limit=whole(),
     compositions=whole(), stop_successes=whole(), min_compositions=whole())
 DATA = dict(
     success_threshold=number(0, 1, above=True), flip_rewards=number(0, 1), failure_reward=number(-inf, 1),

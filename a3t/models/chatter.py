@@ -10,8 +10,8 @@ import re
 
 # %% ../../nbs/models/chatter.ipynb #chatt005
 EXCLAMATION = r'(?:sure(?: thing)?|certainly|of course|absolutely|definitely|okay|ok|great|got it|no problem)\s*!+'
-INTEREST = (r'(?:reason(?:ing)?|explanation|rationale|thought|(?:next|following) (?:step|line|action)|step|action|answer'
-            r'|continuation|response|completion|what comes next)') # what an announcement names
+INTEREST = (r'(?:reason(?:ing)?|explanation|rationale|thought|(?:next|following) (?:step|line|action)|step|action'
+            r'|answer|continuation|response|completion|what comes next)') # what an announcement names
 SURE = r'(?:sure(?: thing)?|certainly|of course|absolutely|okay|ok)[,.]?\s+' # before an announcement only
 ANNOUNCEMENT = (rf"(?:{SURE})?(?:here(?:['’]s| is| are)|this is|below is|the|my)\s[^:\n\[\]]{{0,60}}?\b{INTEREST}\b"
                 rf"[^:\n\[\]]{{0,60}}:|\**{INTEREST}\**:")

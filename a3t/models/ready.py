@@ -23,8 +23,8 @@ WEIGHTS = ('*.safetensors', '*.bin')
 def _missing_files(folder):
     "What a folder lacks to be a model with its tokenizer"
     there = lambda patterns: any(any(folder.glob(p)) for p in patterns)
-    return [what for what,files in (('config.json', ('config.json',)), ('weights', WEIGHTS), ('a tokenizer', TOKENIZERS))
-            if not there(files)]
+    needed = {'config.json':('config.json',), 'weights':WEIGHTS, 'a tokenizer':TOKENIZERS}
+    return [what for what,files in needed.items() if not there(files)]
 
 def _on_hub(name):
     "Is a model in the cache of the hub, or can it be downloaded? A name of a hosted model is not"
@@ -54,7 +54,8 @@ def require_weights(
         if not (missing := _missing_files(Path(name))): return
         raise A3TError(f"{what}the folder {name} lacks {', '.join(missing)}: {advice}")
     trained = ', and the weights that are trained must be here'*is_address(address)
-    if not _on_hub(name): raise A3TError(f'{what}there is no model {name!r} on this machine or the hub{trained}: {advice}')
+    if not _on_hub(name):
+        raise A3TError(f'{what}there is no model {name!r} on this machine or the hub{trained}: {advice}')
 
 # %% ../../nbs/models/ready.ipynb #ready009
 PROBE_TOKENS = 16 # most tokens of the answer to a probe

@@ -56,8 +56,8 @@ def role_faults(
         res.append(f"setting opening_trials = {S['opening_trials']} is not used by opening = sampled: set it to 1, or "
                    f"set opening = prompted")
     if S['opening_trials'] > 1 and not S['temperature']:
-        res.append(f"setting opening_trials = {S['opening_trials']} repeats the same episodes at temperature = 0: raise "
-                   f"temperature, or set opening_trials = 1")
+        res.append(f"setting opening_trials = {S['opening_trials']} repeats the same episodes at temperature = 0: "
+                   f"raise temperature, or set opening_trials = 1")
     if S['actre'] == 'trained' and not sampled and S['actre_model']:
         res.append(f"setting actre_model = {S['actre_model']} is not used by actre = trained after a prompted opening: "
                    f"leave it empty, or set actre = base")

@@ -99,7 +99,8 @@ def report_dict(
         rounds=[d for r in range(S['rounds']) if len(d := _round(run, r, S)) > 1], baselines=baselines,
         baselines_split=next((b['split'] for b in baselines.values()), None),
         accumulated=_accumulated(run, S['rounds']),
-        usage=run_usage(run, S), missing=[stage_name(*s) for s in stages if not read_manifest(run, *s)], stability=run_stability(run, S),
+        usage=run_usage(run, S), stability=run_stability(run, S),
+        missing=[stage_name(*s) for s in stages if not read_manifest(run, *s)],
         alarms=run_alarms(run, stages), settings=S, versions=info['versions'])
 
 # %% ../../nbs/runs/report.ipynb #26e6beda
