@@ -341,8 +341,9 @@ MODEL = dict(
     eval_temperature=number(0, 10), temperature=number(0, 10))
 EXPLORING = dict(
     opening=one_of('prompted', 'sampled'), opening_trials=whole(1), opening_tasks=whole(),
-    explore_budget=whole(1), looks=whole(), round_tasks=whole(), p=number(0, 1), sampler=one_of('verb', 'acts', 'policy', 'novel'), invalid_limit=whole(),
-    compositions=whole(), stop_successes=whole(), min_compositions=whole())
+    explore_budget=whole(1), looks=whole(), round_tasks=whole(), p=number(0, 1),
+    sampler=one_of('verb', 'acts', 'policy', 'novel'), invalid_limit=whole(), compositions=whole(),
+    stop_successes=whole(), min_compositions=whole())
 DATA = dict(
     success_threshold=number(0, 1, above=True), flip_rewards=number(0, 1), failure_reward=number(-inf, 1),
     observations=one_of('keep', 'mask'), sampled_loss=_yes_or_no, contrast_margin=whole(),
@@ -350,8 +351,7 @@ DATA = dict(
 TRAINING = dict(
     epochs_first=whole(1), epochs=whole(1), learning_rate=number(0, 1, above=True), schedule=one_of(*SCHEDULES),
     warmup=number(0, 1, below=True), batch_size=whole(1), micro_tokens=whole(), max_length=whole(1), lora_rank=whole(1),
-    lora_alpha=number(above=True),
-    lora_dropout=number(0, 1, below=True),
+    lora_alpha=number(above=True), lora_dropout=number(0, 1, below=True),
     target_modules=Allowed('all-linear, or a list of names of matrices', _modules_fault), layers=whole(),
     gradient_checkpointing=_yes_or_no, launch=Allowed('a command of this machine, or empty', _launch_fault),
     average=whole())

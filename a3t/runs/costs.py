@@ -34,7 +34,8 @@ def run_usage(
 COSTS_NOTE = ('Tokens as the models count them; seconds are those that a local model computed, all processes together; '
               'money by the prices in the setting <i>server</i>.')
 COLUMNS = dict(zip(COUNTS, ('requests', 'retries', 'prompt tokens', 'of them cached', 'generated tokens',
-                            'answers without counts', 'local seconds', 'money'))) | dict(trained_tokens='trained tokens')
+                            'answers without counts', 'local seconds', 'money')))
+COLUMNS['trained_tokens'] = 'trained tokens'
 
 def cost_table(
     report:dict, # what `report_dict` made
