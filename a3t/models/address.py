@@ -58,6 +58,7 @@ def split_address(
     url, chat = url.rstrip('/'), url.rstrip('/').endswith('/chat/completions')
     return url.removesuffix('/completions').removesuffix('/chat'), name, chat
 
+# %% ../../nbs/models/address.ipynb #adfault1
 def address_fault(
     model:str, # a model's name, on a server or not
 )->str: # '' if nothing is
