@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'SMALL_NEEDS', 'LARGE_NEEDS', 'VALIDATION', 'check_package', 'check_packages', 'needed_extras',
-           'check_kernel', 'check_weights', 'check_machine', 'check_bitsandbytes', 'check_environment_data',
-           'check_environment_needs', 'check_training_tasks', 'check_values', 'run_checks', 'checks_text',
-           'check_preset']
+           'check_kernel', 'check_weights', 'check_server', 'check_models', 'check_machine', 'check_bitsandbytes',
+           'check_environment_data', 'check_environment_needs', 'check_training_tasks', 'check_values', 'run_checks',
+           'checks_text', 'check_preset']
 
 # %% ../nbs/doctor.ipynb #fd16d9f0
 import platform, shutil, sys, warnings
@@ -18,7 +18,9 @@ from .envs.base import Check, environment_module, leaked, settings_environment
 from .envs.panel import some
 from .envs.contract import check_needs
 from .extras import DISTRIBUTION, extra_of, install_command
-from .scoring.players import EMBEDDED, is_complete
+from .models.address import is_address
+from .models.ready import EMBEDDED, is_complete, require_server
+from .models.roles import model_name, roles_of
 from .settings import load_settings, setting_faults
 
 # %% ../nbs/doctor.ipynb #cf96b625
@@ -113,6 +115,26 @@ def check_weights(
     from huggingface_hub import try_to_load_from_cache
     cached = isinstance(try_to_load_from_cache(name, 'config.json'), str)
     return [Check(what, cached, 'in the cache of the hub' if cached else 'are missing', f'hf download {name}')]
+
+# %% ../nbs/doctor.ipynb #d1roles1
+def check_server(
+    settings:dict, # as `load_settings` gives them
+    role:str, # one of `ROLES`, whose model is on a server
+)->Check:
+    "Does the server of a role answer, with the model, the key and the fields of the settings?"
+    what = f'server of {role}'
+    try: require_server(settings, role)
+    except A3TError as e: return Check(what, False, *str(e).rpartition(': ')[::2])
+    return Check(what, True, f'answers as {model_name(settings, role)}')
+
+def check_models(
+    settings:dict, # as `load_settings` gives them
+)->list: # of `Check`
+    "Is the model of each role there? Each model counts once"
+    names = {model_name(settings, role):role for role in sorted(roles_of(settings))}
+    local = [n for n,role in names.items() if role == 'model' or not is_address(n)]
+    return ([c for n in local for c in check_weights(n)]
+            + [check_server(settings, role) for n,role in names.items() if is_address(n)])
 
 # %% ../nbs/doctor.ipynb #b52fe042
 SMALL_NEEDS, LARGE_NEEDS = (2, 3), (40, 16) # GB of disk and of memory, for an embedded model and for a larger one
@@ -214,8 +236,7 @@ def run_checks(
     def data(s):
         found = check_environment_data(s)
         return found + (check_training_tasks(s) if all(c.ok for c in found) else [])
-    parts = [lambda _: check_kernel(), data, check_environment_needs, lambda s: check_weights(s['model']),
-             check_machine]
+    parts = [lambda _: check_kernel(), data, check_environment_needs, check_models, check_machine]
     if settings['quantize'] == 'nf4': parts.append(lambda s: check_bitsandbytes(s['device'] or None))
     for part in parts:
         try: res += part(settings)

@@ -230,11 +230,18 @@ def _ray_fault(value):
     if host and 0 < int(host[1]) < 2**16: return ''
     return f"must be auto, local, HOST:PORT such as 10.0.0.1:6379, or empty{did_you_mean(value, ('auto', 'local'))}"
 
+def _model_fault(value):
+    "A name, a folder or an address; whether it is there, `a3t.models.ready` finds out"
+    from a3t.models.address import address_fault
+    return address_fault(value)
+
 def _server_fault(value):
     if type(value) is not dict: return 'must be a dictionary'
     if not value: return ''
     from a3t.models.api import server_arguments
-    try: server_arguments(value)
+    from a3t.models.roles import ROLES, server_of
+    try:
+        for role in ROLES: server_arguments(value if set(value) - set(ROLES) else server_of(dict(server=value), role))
     except A3TError as e: return f'is wrong: {e}'
     return ''
 
@@ -311,7 +318,9 @@ SCHEDULES = ('linear', 'cosine', 'cosine_with_restarts', 'polynomial', 'constant
 _yes_or_no = allowed('true or false', lambda v: type(v) is bool, ('true', 'false'))
 _any_text = allowed('text', lambda v: type(v) is str)
 _any_dictionary = allowed('a dictionary', lambda v: type(v) is dict and all(type(k) is str for k in v))
-_model = allowed('the name of a model, a folder or an address', lambda v: type(v) is str and v.strip())
+_name = allowed('the name of a model, a folder or an address', lambda v: type(v) is str and v.strip())
+_model = Allowed(_name.words, lambda v: _name.fault(v) or _model_fault(v))
+_role = Allowed(f'{_name.words}, or empty: `model`', _model_fault)
 _wave = dictionary(num_cpus=number(), num_gpus=number(), memory=number(), resources=_any_dictionary)
 
 # %% ../nbs/settings.ipynb #settin1b
@@ -322,7 +331,8 @@ TASKS = dict(
     split_by=_any_text, rewards=_any_text, train_tasks=whole(), eval_splits=some('split'), eval_tasks=whole(),
     max_steps=whole(1), patience=whole())
 MODEL = dict(
-    model=_model, server=Allowed("a dictionary such as {'timeout': 600.}", _server_fault),
+    model=_model, opening_model=_role, actre_model=_role,
+    server=Allowed("a dictionary such as {'timeout': 600.}", _server_fault),
     quantize=one_of('none', 'nf4'),
     device=Allowed('a device of this machine, or empty', _device_fault),
     slots=whole(1), context=whole(), ray=Allowed('auto, local, HOST:PORT or empty', _ray_fault), ray_task=_wave,
@@ -330,9 +340,10 @@ MODEL = dict(
     actre=one_of('base', 'bound', 'trained'), reason_tokens=whole(1), step_tokens=whole(1),
     eval_temperature=number(0, 10), temperature=number(0, 10))
 EXPLORING = dict(
-    opening=one_of('prompted', 'sampled'), opening_tasks=whole(), explore_budget=whole(1), looks=whole(),
-    round_tasks=whole(), p=number(0, 1), sampler=one_of('verb', 'acts', 'policy', 'novel'), invalid_limit=whole(),
-    compositions=whole(), stop_successes=whole(), min_compositions=whole())
+    opening=one_of('prompted', 'sampled'), opening_trials=whole(1), opening_tasks=whole(),
+    explore_budget=whole(1), looks=whole(), round_tasks=whole(), p=number(0, 1),
+    sampler=one_of('verb', 'acts', 'policy', 'novel'), invalid_limit=whole(), compositions=whole(),
+    stop_successes=whole(), min_compositions=whole())
 DATA = dict(
     success_threshold=number(0, 1, above=True), flip_rewards=number(0, 1), failure_reward=number(-inf, 1),
     observations=one_of('keep', 'mask'), sampled_loss=_yes_or_no, contrast_margin=whole(),
@@ -340,8 +351,7 @@ DATA = dict(
 TRAINING = dict(
     epochs_first=whole(1), epochs=whole(1), learning_rate=number(0, 1, above=True), schedule=one_of(*SCHEDULES),
     warmup=number(0, 1, below=True), batch_size=whole(1), micro_tokens=whole(), max_length=whole(1), lora_rank=whole(1),
-    lora_alpha=number(above=True),
-    lora_dropout=number(0, 1, below=True),
+    lora_alpha=number(above=True), lora_dropout=number(0, 1, below=True),
     target_modules=Allowed('all-linear, or a list of names of matrices', _modules_fault), layers=whole(),
     gradient_checkpointing=_yes_or_no, launch=Allowed('a command of this machine, or empty', _launch_fault),
     average=whole())
@@ -363,9 +373,9 @@ def _sampler_fault(settings):
     url = str(settings.get('model', '')).partition('#')[0].rstrip('/')
     if settings.get('sampler') != 'policy' or not url.endswith('/chat/completions'): return []
     return ['setting sampler = policy needs scores of actions, which a chat model does not return: set another '
-            'sampler, '
-            'or a model that scores']
+            'sampler, or a model that scores']
 
+# %% ../nbs/settings.ipynb #settin22
 def setting_faults(
     settings:dict, # as `load_settings` gives them; a key that is not in `ALLOWED` may be anything
 )->list: # of str, one for each fault
@@ -377,8 +387,10 @@ def setting_faults(
                and (fault := entries[k].fault(v))]
     if faults: return sorted(faults)
     together = [(a, b) for a,b in TOGETHER if a in settings and settings[a] > settings[b]]
-    return _sampler_fault(settings) + [f'setting {a} = {settings[a]} is greater than {b} = {settings[b]}: lower it'
-                                       for a,b in together]
+    from a3t.models.roles import role_faults
+    roles = role_faults(settings) if ALLOWED.keys() <= settings.keys() else []
+    return [*_sampler_fault(settings), *roles,
+            *(f'setting {a} = {settings[a]} is greater than {b} = {settings[b]}: lower it' for a,b in together)]
 
 def check_settings(
     settings:dict, # as `load_settings` gives them

@@ -87,8 +87,8 @@ def outside_page(source, page):
     return re.sub(r'(\[[^\]]*\])\(([^)\s]+)\)', link, (ROOT/source).read_text(encoding='utf-8'))
 
 def on_config(config):
-    guide = [{'Results':'guide/results.md'}, {"The paper's setting":'guide/paper.md'}, {'Speed':'guide/speed.md'},
-             {'Models':'guide/models.md'}, {'Settings':'guide/settings.md'},
+    listed = re.findall(r'^\| \[([^\]]+)\]\(([\w-]+\.md)\)', (ROOT/'nbs'/'guide'/'README.md').read_text(encoding='utf-8'), re.M)
+    guide = [*({title[0].upper() + title[1:]:f'guide/{page}'} for title,page in listed),
              {'Evidence':'evidence.md'}, {'Contributing':'contributing.md'}]
     sections = [{s:[p for f in folders for p in pages(f)]} for s,folders in SECTIONS.items()]
     api = [{'API':[{f'a3t.{m}':f'api/{m}.md'} for m in modules()]}]

@@ -30,3 +30,14 @@ def test_defaults_do_not_contradict_the_settings():
             if value != settings[key]: wrong.append(f'{m}.{f}: {name} = {value!r}, but {key} = {settings[key]!r}')
     assert not wrong, '\n'.join(wrong)
     assert {'p', 'invalid_limit', 'looks', 'compositions', 'explore_budget', 'max_length', 'contrast_floor'} <= seen
+
+def test_training_constants_are_named_in_the_settings(tmp_path):
+    "settings.ini states in a comment what only code decides"
+    import torch
+    from types import SimpleNamespace
+    from a3t.train import TrainingSettings, trainer_arguments
+    A = trainer_arguments(SimpleNamespace(device=torch.device('cpu')), tmp_path, TrainingSettings())
+    text = ' '.join((ROOT/'settings.ini').read_text().replace('\n#', '').split())
+    for words in (f'betas {A.adam_beta1} and {A.adam_beta2}', f'weight decay {A.weight_decay:g}',
+                  f'clipped to norm {A.max_grad_norm:g}'): assert words in text, words
+    assert 'epsilon 1e-8' in text and A.adam_epsilon == 1e-8

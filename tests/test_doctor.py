@@ -10,6 +10,7 @@ from a3t.doctor import check_machine, check_packages, check_preset, check_weight
 from a3t.envs.alfworld.simulator import AlfSim
 from a3t.envs.base import settings_environment
 from a3t.envs.alfworld.games import mini_games, pack_games, unpack_games
+from a3t.models.toyserver import ToyServer
 from test_alfworld_engine import TASK, needs_games, old_dialect, real  # noqa: F401 (real is a fixture)
 from conftest import ROOT
 
@@ -94,8 +95,12 @@ def test_weights_cut_short(place, capsys):
     assert not check_weights('tiny')[0].ok
 
 def test_weights_of_a_model_on_a_server(place, capsys):
-    assert not faults(capsys, environment='base', model='http://127.0.0.1:1/v1#tiny')
-    assert 'weights of no/such-model' in faults(capsys, environment='base', model='http://127.0.0.1:1/v1#no/such-model')
+    on = dict(environment='base', actre_model='tiny')
+    with ToyServer(lambda body: 'OK') as toy:
+        assert not faults(capsys, model=f'{toy.url}#tiny', **on)
+        bad = faults(capsys, model=f'{toy.url}#no/such-model', **on)
+        assert 'weights of no/such-model' in bad and 'server of model' not in bad
+    assert 'nobody answers there' in faults(capsys, model=f'{toy.url}#tiny', **on)['server of model']
 
 def test_a_disk_nearly_full(place, capsys, monkeypatch):
     usage = namedtuple('usage', 'total used free')

@@ -41,7 +41,7 @@ def make_run(folder, rounds=2, text='r', finished=True, seconds=1.):
     return run
 
 def without_seconds(x):
-    if isinstance(x, dict): return {k:without_seconds(v) for k,v in x.items() if k != 'seconds'}
+    if isinstance(x, dict): return {k:without_seconds(v) for k,v in x.items() if k not in ('seconds', 'usage')}
     return [without_seconds(v) for v in x] if isinstance(x, list) else x
 
 def test_schema(tmp_path):

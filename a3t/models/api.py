@@ -16,8 +16,10 @@ from ..core import A3TError, did_you_mean, file_hash
 from ..extras import missing_package
 from .address import is_address, split_address, weights_name
 from .base import Completion, LanguageModel, as_segments, cut_at_stop, encode_segments
+from .chatter import without_lead_in
 from .network import certificates, proxy_for
 from .responses import Refused, Retry, error_text, generated_by, message_of, usage_of
+from .roles import ROLES, model_name, server_of
 from .server import EXTRA_FIELDS, ServerModel, without_keys
 from .thoughts import thought_too_long, without_thoughts
 
@@ -133,9 +135,11 @@ async def ask_chat(self:ServerModel, body, text, stop):
         res = await self.ask_model('/chat/completions', request, check(room))
         if check(room)(res) and 'thinks' not in self.facts: await self.detect_thinking(body)
         if not check(room)(res): break
-    choice = res['choices'][0]
-    answer = answer_of(choice, True)[0] or ''
-    return dict(finish_reason=choice.get('finish_reason'), text=without_echo(answer.lstrip(), text)), res
+    said = lambda: answer_of(res['choices'][0], True)[0] or ''
+    if plain and stop and not without_lead_in(said()).strip(): # a lead-in and a line break: the answer was cut off
+        res = await self.ask_model('/chat/completions', request | dict(stop=None), check(room))
+    answer = without_echo(without_lead_in(said()).lstrip(), text)
+    return dict(finish_reason=res['choices'][0].get('finish_reason'), text=answer), res
 
 # %% ../../nbs/models/api.ipynb #5ba58a4fb
 @patch
@@ -224,14 +228,17 @@ async def load(self:ServerModel):
 
 # %% ../../nbs/models/api.ipynb #server001
 def server_arguments(
-    server:dict, # the setting `server`: arguments of `ServerModel`, and `body`: further fields of each request
+    server:dict, # of one role: arguments of `ServerModel`, and `body`: further fields of each request
 )->tuple: # (arguments, body)
     "Check the setting `server`; `A3TError` for unknown names and unusable values"
     known = {k:p.default for k,p in signature(ServerModel).parameters.items() if k not in ('address', 'tokenizer')}
+    if not isinstance(server, dict): raise A3TError(f'{server!r} must be a dict of arguments, or of one for each role')
     body = server.get('body', {})
     if not isinstance(body, dict):
         raise A3TError(f"body = {body!r} in the setting server must be a dict, such as {{'top_p': 0.9}}")
     for k,v in server.items():
+        if k in ROLES: raise A3TError(f'{k} in the setting server stands beside {", ".join(set(server) - {k})}: give '
+                                      f'every role its own entry, or none')
         if k not in known:
             raise A3TError(f"{k} is unknown in the setting server{did_you_mean(k, known)}: it takes "
                            f"{', '.join(known)}; put fields of the request itself into body")
@@ -245,8 +252,9 @@ def is_valid(
     positive:bool=False, # must it be more than 0?
 )->bool: # is it valid?
     "Has a value the type of the default, and is it not negative?"
-    if isinstance(default, tuple):
-        return isinstance(value, (list, tuple)) and len(value) == len(default) and all(map(is_valid, value, default))
+    if isinstance(default, tuple): # one more price is that of cached tokens
+        several = isinstance(value, (list, tuple)) and len(value) in (len(default), len(default) + 1)
+        return several and all(is_valid(v, default[0]) for v in value)
     number = type(value) is int or type(value) is float and isinstance(default, float)
     return number and (value > 0 if positive else value >= 0)
 
@@ -302,7 +310,8 @@ def language_model(
 def model_arguments(
     settings:dict, # of a run
     adapter=None, # folder of a LoRA adapter
+    role:str='model', # one of `ROLES`
 )->tuple: # arguments of `language_model`
-    "The arguments of `language_model` that the settings hold"
+    "The arguments of `language_model` that the settings hold for a role"
     S = settings
-    return S['model'], S['quantize'], S['device'], adapter, S['slots'], S['server'], S['context']
+    return model_name(S, role), S['quantize'], S['device'], adapter, S['slots'], server_of(S, role), S['context']

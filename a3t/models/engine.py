@@ -18,6 +18,7 @@ from a3t.models.forward import (
     unsupported)
 from .packed import Part
 from .slots import Request, Slots, pick_tokens
+from .usage import count
 from a3t.models.weights import (
     adapter_config, adapter_errors, apply_adapter, changes_weights, clone_model, has_adapter, plain_lora, quiet,
     unpack_4bit)
@@ -65,7 +66,10 @@ async def ask(self:Engine,
     self.stats['requests'] += 1
     self.stats['prompt_tokens'] += len(request.ids)
     if self.driver is None: self.driver = loop.create_task(self.drive())
-    return await request.future
+    try: return await request.future
+    finally:
+        count(requests=1, prompt_tokens=len(request.ids), cached_tokens=request.cached,
+              completion_tokens=len(request.generated), seconds=request.seconds)
 
 # %% ../../nbs/models/engine.ipynb #abd92bb0
 @patch
@@ -145,6 +149,8 @@ def forward_pass(self:Engine,
     with patched_forwards(self.sorted[requests[0].adapter]): logits = forward(self.model, self.cache, parts, shared)
     self.stats['passes'] += 1
     self.stats['prefilled'] += self.chunk - room
+    took = time.perf_counter() - start
+    for r in read: r.seconds += took/len(read)
     self.advance(read, parts, logits)
     self.stats['seconds'] += time.perf_counter() - start
 
@@ -306,7 +312,8 @@ def answer_fallback(self:Engine,
             else: self.score_fallback(r)
     except A3TError as e:
         if not r.future.done(): r.future.set_exception(e)
-    self.stats['seconds'] += time.perf_counter() - start
+    r.seconds = time.perf_counter() - start
+    self.stats['seconds'] += r.seconds
 
 # %% ../../nbs/models/engine.ipynb #fa11c003
 PROBE = 'You are in a room. You see a desk 1 and a drawer 2.' # the model continues this text

@@ -16,6 +16,7 @@ from .address import api_key, key_name, split_address
 from .base import ContextFull, LanguageModel
 from .network import certificates, proxy_for
 from .responses import Refused, Retry, error_status, error_text, failure, retry_after, usage_of
+from .usage import count
 
 # %% ../../nbs/models/server.ipynb #nokeys001
 def without_keys(
@@ -38,7 +39,8 @@ class ServerModel(LanguageModel):
         attempts:int=6, # max attempts for a request
         pause:float=1., # seconds before the second attempt; about doubled before each further one
         patience:float=60., # max seconds of a pause
-        price=(0., 0.), # money for a million prompt tokens, and for a million generated tokens
+        # money for a million prompt tokens, generated tokens and, if they cost less, cached prompt tokens
+        price=(0., 0.),
         thinking:int=2048, # max tokens of a thought before an answer; 0: the model does not think
         **body, # further fields of each request, e.g. top_p=.9; None removes a field
     ):
@@ -175,34 +177,39 @@ async def ask(self:ServerModel, path, body=None, check=None):
     def wait(state):
         requested = state.outcome.exception().wait
         return grow(state) if requested is None else requested
-    def count(state): self.stats['retries'] += 1
+    def again(state): self.tally(retries=1)
     def stop(state):
         return stop_after_attempt(self.attempts)(state) or (state.outcome.exception().wait or 0) > self.patience
     try:
-        res = await AsyncRetrying(stop=stop, wait=wait, retry=retry_if_exception_type(Retry), before_sleep=count,
+        res = await AsyncRetrying(stop=stop, wait=wait, retry=retry_if_exception_type(Retry), before_sleep=again,
                                   reraise=True)(self.once, session, path, body, check)
     except Retry as e:
         too_long = e.wait and e.wait > self.patience
         why = f', and asks for a pause of {e.wait:.0f} seconds' if too_long else f', {self.attempts} times'
         raise self.unusable(self.error_message(str(e)) + why) from None
     self.stats['requests'] += 1
-    if 'completions' in path: self.account(res)
+    if 'completions' in path:
+        count(requests=1)
+        self.account(res)
     return res
 
 # %% ../../nbs/models/server.ipynb #eb9adc0d
 @patch
 def account(self:ServerModel, response):
     "Add the tokens and the cost of an answer to `stats`"
-    u, s = usage_of(response), self.stats
-    if not u:
-        s['unmetered'] += 1
-        return
-    new, out = u.get('prompt_tokens') or 0, u.get('completion_tokens') or 0
-    s['prompt_tokens'] += new
-    s['completion_tokens'] += out
+    if not (u := usage_of(response)): return self.tally(unmetered=1)
+    prompt, out = u.get('prompt_tokens') or 0, u.get('completion_tokens') or 0
     details = u.get('prompt_tokens_details')
-    if isinstance(details, dict): s['cached_tokens'] += details.get('cached_tokens') or 0
-    s['cost'] += (new*self.price[0] + out*self.price[1])/1e6
+    cached = details.get('cached_tokens') or 0 if isinstance(details, dict) else 0
+    of_prompt, of_answer, of_cached = (*self.price, self.price[0])[:3]
+    cost = ((prompt - cached)*of_prompt + out*of_answer + cached*of_cached)/1e6
+    self.tally(prompt_tokens=prompt, cached_tokens=cached, completion_tokens=out, cost=cost)
+
+@patch
+def tally(self:ServerModel, **counts):
+    "Add to `stats`, and to the counts of the call that runs"
+    for k,v in counts.items(): self.stats[k] += v
+    count(**counts)
 
 # %% ../../nbs/models/server.ipynb #fe631517
 # fields that only these servers get

@@ -59,6 +59,8 @@ class Request:
     draws:list=field(default_factory=list) # numbers drawn from `rng` and not used yet
     generated:list=field(default_factory=list) # token ids
     logprobs:list=field(default_factory=list)  # of the generated tokens
+    cached:int=0             # tokens of the prompt that the cache held
+    seconds:float=0.         # its share of the forward passes
 
 # %% ../../nbs/models/slots.ipynb #1492005f
 class Tree:
@@ -160,5 +162,5 @@ def place(self:Slots,
     self.used[target], self.held[target] = self.clock, best
     self.planned[target] = -1
     self.plan(target, 0, request.ids)
-    request.slot, request.todo = target, request.ids[best:]
+    request.slot, request.todo, request.cached = target, request.ids[best:], int(best)
     return True

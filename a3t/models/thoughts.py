@@ -11,6 +11,7 @@ import re
 from dataclasses import replace
 from ..core import A3TError
 from .base import Completion, ContextFull, as_segments
+from .chatter import without_lead_in
 
 # %% ../../nbs/models/thoughts.ipynb #think002
 THOUGHT = (r'(?:think(?:ing)?|thoughts?|thought_process|thinking_process|reason(?:ing)?|reflect(?:ion)?|analysis'
@@ -77,15 +78,18 @@ async def past_thoughts(
     prompt, # as for `complete`
     *, stop=(), max_tokens:int=64, # as for `complete`, for the answer
     **kwargs, # further arguments of `complete`
-)->Completion: # the answer, without the thought before it
+)->Completion: # the answer, without the thought and the lead-in before it
     "Complete a prompt; a thought before the answer has its own token limit and is removed"
     out = await lm.complete(prompt, stop=stop, max_tokens=max_tokens, **kwargs)
-    if not (opened := re.match(rf'\s*({THOUGHT_OPENS})', out.text, THOUGHT_FLAGS)): return out
-    if (answer := without_thoughts(out.text)[0].strip()): return replace(out, text=answer)
+    if not (opened := re.match(rf'\s*({THOUGHT_OPENS})', out.text, THOUGHT_FLAGS)):
+        return replace(out, text=without_lead_in(out.text))
+    if (answer := without_thoughts(out.text)[0].strip()):
+        return replace(out, text=without_lead_in(answer))
     close, head = closing_tag(opened[1]), (*as_segments(prompt), f'{opened[1]}\n')
     thought = await lm.complete(head, stop=(close,), max_tokens=lm.thinking, **kwargs)
     check_not_cut(thought, lm.thinking)
     if thought.finish == 'length': raise thought_too_long(lm.thinking)
     out = await lm.complete((*head, f'{thought.text}{close}\n\n'), stop=stop, max_tokens=max_tokens, **kwargs)
     if re.match(rf'\s*({THOUGHT_OPENS})', out.text, THOUGHT_FLAGS): raise thought_too_long(lm.thinking)
-    return replace(out, text=framed[3]) if (framed := ANSWER.match(out.text)) else out
+    framed = ANSWER.match(out.text)
+    return replace(out, text=without_lead_in(framed[3] if framed else out.text))

@@ -20,6 +20,8 @@ from ..envs.panel import Panel, some
 from ..evaluate import trials as play_panel
 from ..models.api import model_arguments
 from ..models.journal import Journal
+from ..models.ready import require_models
+from ..models.usage import Meter, Metered, read_usage
 from ..quality.alarms import stage_alarms
 from .cluster import LoadedThere, waves
 from .executor import run_needed
@@ -146,12 +148,13 @@ def panel(self:Stage,
 # %% ../../nbs/runs/stage.ipynb #model001
 @patch
 def model(self:Stage,
-    adapter=None, # folder of a LoRA adapter; None: the base model
-    name:str='', # tells it from other models of this stage
-): # a `Journalled` language model
-    "The language model that the settings name"
+    role:str='model', # 'opening_model', 'actre_model' or 'model'
+    adapter=None, # folder of a LoRA adapter; None: the model as it is
+): # a `Journalled` language model, loaded at its first request
+    "The language model that the settings name for a role; what it is asked is counted"
     journal = self.models[0].journal if self.models else Journal(self.work/'answers')
-    self.models.append(journal.of(LoadedThere(*model_arguments(self.settings, adapter)), name))
+    lm = Metered(LoadedThere(*model_arguments(self.settings, adapter, role)), Meter(self.work/'usage', role))
+    self.models.append(journal.of(lm, role + ', trained'*bool(adapter)))
     return self.models[-1]
 
 # %% ../../nbs/runs/stage.ipynb #keep0001
@@ -205,6 +208,7 @@ def done(self:Stage,
     "The stage is complete: write its manifest, then drop the work folder; a result that is missing is an `A3TError`"
     missing = [n for n in OUTPUTS[self.name] if not (self.folder/n).exists()]
     if missing: raise A3TError(f"{stage_name(self.name, self.round)} did not write {', '.join(missing)}")
+    if usage := read_usage(self.work/'usage'): facts |= dict(usage=usage)
     judge = self.environment() if self.name in ('explore', 'evaluate') else None
     alarms = stage_alarms(self.name, self.folder, facts, judge)
     m = dict(stage=self.name, round=self.round, **self.begun, outputs=_hashes(self.folder, OUTPUTS[self.name]),
@@ -236,6 +240,7 @@ def open_stage(
         run_needed(run, name, round)
     folder = stage_folder(run, name, round)
     lock(folder/f'.{name}.lock', f'{stage_name(name, round)} of the run {run.name}', wait=120)
+    if name in ('baselines', 'explore', 'evaluate'): require_models(settings, name, round)
     begun, start = _begun(run, name, round, settings), folder/f'{name}.start.json'
     if stage_state(run, name, round) not in ('done', 'new') or (start.exists() and read_json(start) != begun):
         print(f'results of {stage_name(name, round)} from another notebook, other code or other inputs are now in '
