@@ -88,6 +88,13 @@ def _special(tokenizer):
     "Texts of the tokens that are never part of a word"
     return tuple(tokenizer.get_added_vocab())
 
+@lru_cache(maxsize=2**16)
+def _ending(tokenizer, text):
+    "The special token that ends a text, with the line breaks after it; else a line break"
+    bare = text.rstrip('\n')
+    token = next((t for t in _special(tokenizer) if bare.endswith(t)), '')
+    return text[len(bare) - len(token):] if token else '\n'
+
 # %% ../../nbs/models/base.ipynb #enceach1
 def encode_each(
     tokenizer, # a transformers tokenizer
@@ -96,10 +103,8 @@ def encode_each(
     "Token ids of a prompt, segment by segment; a segment that begins with the begin token gets no second one"
     begin, res, before = _conventions(tokenizer)[0], [], ''
     for s in segments:
-        # old Llama tokenizers put a space after each special token, wherever a chat template writes one
-        ends_special = before.endswith(_special(tokenizer))
-        after = next(t for t in _special(tokenizer) if before.endswith(t)) if ends_special else '\n'
-        res.append(_encode(tokenizer, s, after))
+        # Llama tokenizers put a space after each special token, also where a chat template writes one
+        res.append(_encode(tokenizer, s, _ending(tokenizer, before)))
         before = s
     has_begin = begin and res and list(res[0][:1]) == begin
     return [[] if has_begin else begin, *res]
