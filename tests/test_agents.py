@@ -429,7 +429,7 @@ def test_a_thought_is_not_the_step():
                           ('trained', 'sampled', False, True, True), ('trained', 'prompted', False, False, True),
                           ('trained', 'sampled', True, False, False), ('trained', 'prompted', True, False, False)])
 def test_who_writes_reasons(house, how, opening, trained, bound, prompted):
-    S = dict(actre=how, opening=opening, temperature=.7, reason_tokens=24)
+    S = dict(actre=how, opening=opening, temperature=.7, reason_tokens=24, format='text')
     lm = ScriptedModel(lambda prompt: ' The mug may be there.]\n')
     actre = ActRe.from_settings(S, lm, house, trained)
     assert (actre.wording is not None, bool(actre.exemplar), bool(actre.instruction)) == (bound, prompted, prompted)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 from ..core import A3TError
+from .thoughts import THOUGHT_FLAGS, THOUGHT_OPENS
 from ..prompts import Segment
 
 # %% ../../nbs/models/chat.ipynb #frame001
@@ -125,7 +126,8 @@ def frame_with(
     if plain is None or system and (parts := between_turns(tokenizer, True)) is None: return None
     begin, before, after, *_, asks = plain
     opening = asks[len(before):] if asks.startswith(before) else ''
-    if opening: asks, notes = before, (f'the template opens an answer with {opening.strip()!r}: the model writes it',)
+    if re.match(rf'\s*({THOUGHT_OPENS})', opening, THOUGHT_FLAGS):
+        asks, notes = before, (f'the template opens an answer with {opening.strip()!r}: the model writes that itself',)
     if not before.startswith(asks): return None
     end = turn_end(tokenizer, after)
     return ChatFrame(begin, tuple(parts[:2]) if system else None, asks, before[len(asks):], end, after[len(end):], notes)
@@ -197,9 +199,14 @@ def model_frame(
 ): # a `ChatFrame`, or `PlainText`
     "How an episode is written for a language model"
     if format != 'chat': return tokenizer_frame(None, format)
-    if not lm.chat: return tokenizer_frame(lm.tokenizer, format)
-    try: known = tokenizer_frame(lm.tokenizer, format)
-    except A3TError: return MESSAGES # only the server knows its template
+    try: tokenizer = lm.tokenizer
+    except A3TError as e:
+        if lm.chat: return MESSAGES # only the server knows its template
+        raise A3TError(f'format = chat needs the chat template, but {e}, an address that ends with /chat/completions, '
+                       f'or format = text') from None
+    if not lm.chat: return tokenizer_frame(tokenizer, format)
+    try: known = tokenizer_frame(tokenizer, format)
+    except A3TError: return MESSAGES
     return MESSAGES if known.system else replace(MESSAGES, system=None, notes=known.notes)
 
 # %% ../../nbs/models/chat.ipynb #ends0001
