@@ -74,7 +74,8 @@ class ReAct:
         seed:int=0, # random seed for this step
     )->tuple: # (reason, action); the action is a `Cut` where `max_tokens` cut the answer
         "The next reason and action"
-        out = await _complete(self.lm, self.prompt(traj), self.prompt(NOTHING), stop=('\n',), max_tokens=self.max_tokens,
+        prompt, shared = self.prompt(traj), self.prompt(NOTHING)
+        out = await _complete(self.lm, prompt, shared, stop=('\n',), max_tokens=self.max_tokens,
                               temperature=self.temperature, seed=seed)
         reason, action = parse_step(out.text)
         return reason, _text(out, action)

@@ -26,7 +26,7 @@ MISTRAL_02_SPACED = ( # the later one of the same model: a system turn inside th
     "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] %}"
     "{%- set loop_messages = messages[1:] %}{%- else %}{%- set loop_messages = messages %}{%- endif %}"
     "{{- bos_token }}{%- for m in loop_messages %}"
-    "{%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{- raise_exception('roles must alternate') }}{%- endif %}"
+    "{%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{- raise_exception('roles alternate') }}{%- endif %}"
     "{%- if m['role'] == 'user' %}{%- if loop.first and system_message is defined %}"
     "{{- ' [INST] ' + system_message + '\\n\\n' + m['content'] + ' [/INST]' }}"
     "{%- else %}{{- ' [INST] ' + m['content'] + ' [/INST]' }}{%- endif %}"
@@ -68,8 +68,9 @@ QWEN_25 = ( # a default system turn
 QWEN_3 = ( # thoughts of earlier turns are dropped, and the last answer gets an empty one
     "{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}"
     "{%- endif %}{%- set ns = namespace(last=messages|length - 1) %}{%- for m in messages[::-1] %}"
-    "{%- if m.role == 'user' and ns.last == messages|length - 1 %}{%- set ns.last = messages|length - 1 - loop.index0 %}"
-    "{%- endif %}{%- endfor %}{%- for m in messages %}{%- if m.role == 'user' or m.role == 'system' and not loop.first %}"
+    "{%- if m.role == 'user' and ns.last == messages|length - 1 %}"
+    "{%- set ns.last = messages|length - 1 - loop.index0 %}{%- endif %}{%- endfor %}"
+    "{%- for m in messages %}{%- if m.role == 'user' or m.role == 'system' and not loop.first %}"
     "{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- elif m.role == 'assistant' %}"
     "{%- set content = m.content %}{%- set thought = '' %}{%- if '</think>' in content %}"
     "{%- set thought = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}"
@@ -83,16 +84,16 @@ QWEN_3 = ( # thoughts of earlier turns are dropped, and the last answer gets an 
 QWEN_3_THINKING = QWEN_3.replace("{{- '<|im_start|>assistant\\n' }}{%- if enable", # it opens the thought itself
                                  "{{- '<|im_start|>assistant\\n<think>\\n' }}{%- if enable")
 
-SMOLLM2 = ("{% for m in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are "
-           "a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{ '<|im_start|>' + "
-           "m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}"
+SMOLLM2 = ("{% for m in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou "
+           "are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{ '<|im_start|>' "
+           "+ m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}"
            "{{ '<|im_start|>assistant\n' }}{% endif %}")
 
 GEMMA_2 = ("{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
-           "{% endif %}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception("
-           "'Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if m['role'] == "
-           "'assistant' %}{% set role = 'model' %}{% else %}{% set role = m['role'] %}{% endif %}{{ '<start_of_turn>' + "
-           "role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}"
+           "{% endif %}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+           "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if m['role'] == "
+           "'assistant' %}{% set role = 'model' %}{% else %}{% set role = m['role'] %}{% endif %}{{ '<start_of_turn>' "
+           "+ role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}"
            "{{ '<start_of_turn>model\n' }}{% endif %}")
 
 GEMMA_3 = ( # it puts a system turn into the first user turn itself
@@ -112,7 +113,8 @@ TEMPLATES = {
     'Mistral v0.2':(MISTRAL_02, (), False), 'Mistral v0.2, spaced':(MISTRAL_02_SPACED, (), True),
     'Mistral v0.3':(MISTRAL_03, ('[INST]', '[/INST]'), False),
     'Llama 3':(LLAMA_3, HEADERS, True), 'Llama 3.2':(LLAMA_32, HEADERS, True),
-    'Qwen 2.5':(QWEN_25, CHATML, True), 'Qwen 3':(QWEN_3, CHATML, True), 'Qwen 3 Thinking':(QWEN_3_THINKING, CHATML, True),
+    'Qwen 2.5':(QWEN_25, CHATML, True), 'Qwen 3':(QWEN_3, CHATML, True),
+    'Qwen 3 Thinking':(QWEN_3_THINKING, CHATML, True),
     'SmolLM2':(SMOLLM2, CHATML, True), 'Gemma 2':(GEMMA_2, TURNS, False), 'Gemma 3':(GEMMA_3, TURNS, True),
     'Phi-3':(PHI3, PHI, True), 'Phi-3, first':(PHI3_FIRST, PHI, False), 'Phi-4':(PHI4, (*CHATML, '<|im_sep|>'), True)}
 LLAMA_KIND = {'Mistral v0.2', 'Mistral v0.2, spaced', 'Mistral v0.3', 'Phi-3', 'Phi-3, first'} # of tokenizer

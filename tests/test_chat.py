@@ -60,16 +60,18 @@ def policy_turns(traj, instruction='', exemplar=None):
         before, done = turns(exemplar)
         seen, acted = [*before[:-1], f'{before[-1]}\n\n{seen[0]}', *seen[1:]], done + acted
     res = [('system', instruction)] if instruction else []
-    for i,text in enumerate(seen): res += [('user', text.strip()), *([('assistant', acted[i])] if i < len(acted) else [])]
+    for i,text in enumerate(seen):
+        res.append(('user', text.strip()))
+        if i < len(acted): res.append(('assistant', acted[i]))
     return res
 
 # words, punctuation and line breaks as environments write them; tags that a template might look for
-WORDS = st.lists(st.sampled_from(['a mug 1', 'desk', '.', 'Nothing happens.', '\n', ' ', 'act[', ']', 'think[', 'ü', '5', 'x>',
-                                  'price: $3.99']), max_size=6).map(' '.join)
+WORDS = st.lists(st.sampled_from(['a mug 1', 'desk', '.', 'Nothing happens.', '\n', ' ', 'act[', ']', 'think[', 'ü', '5',
+                                  'x>', 'price: $3.99']), max_size=6).map(' '.join)
 SAID = WORDS.map(one_line)
 STEPS = st.lists(st.builds(Step, SAID, SAID, WORDS, valid=st.booleans()), max_size=4)
-EPISODES = st.builds(lambda goal, seen, steps: Trajectory('t', 'x', goal or 'put it', seen or 'a room', tuple(steps), won=True),
-                     SAID, WORDS, STEPS)
+EPISODES = st.builds(lambda goal, seen, steps: Trajectory('t', 'x', goal or 'put it', seen or 'a room',
+                                                          tuple(steps), won=True), SAID, WORDS, STEPS)
 
 def asked(tok, traj, *how):
     "Tokens that the policy is asked with"
@@ -140,7 +142,8 @@ def test_actre_is_trained_as_it_is_asked(name, traj):
 def test_actre_answers_what_the_user_names():
     turns = messages_of(''.join(s.text for s in MESSAGES(actre_segments(
         replace(EXEMPLAR, steps=EXEMPLAR.steps[:1]), 'look', 'Why?', chat=True))))
-    assert [t['role'] for t in turns] == ['system', 'user', 'assistant', 'user'] and turns[-1]['content'].endswith('act[look]')
+    assert [t['role'] for t in turns] == ['system', 'user', 'assistant', 'user']
+    assert turns[-1]['content'].endswith('act[look]')
     assert turns[2]['content'] == f'think[{EXEMPLAR.steps[0].reason}]'
 
 # -- what a template may not do
@@ -173,8 +176,8 @@ def test_the_date_is_always_the_same():
 def test_there_is_one_begin_token():
     for name in TEMPLATES:
         tok = tokenizer_of(name)
-        assert asked(tok, EXEMPLAR).count(tok.bos_token_id) == ('{{ bos_token' in TEMPLATES[name][0].replace('{{-', '{{')
-                                                                or bool(encode_segments(tok, [])) or name == 'Llama 3')
+        some = '<s>' in template_frame(tok).begin or encode_segments(tok, [])
+        assert asked(tok, EXEMPLAR).count(tok.bos_token_id) == bool(some)
 
 def test_a_dropped_thought_opening_is_said():
     assert not template_frame(tokenizer_of('Qwen 3')).notes
@@ -227,7 +230,8 @@ def test_bound_reasons_work_in_chat(chat_folder):
 def test_a_chat_server_gets_messages():
     said = 'think[I need it.] act[take mug]'
     with ToyServer(lambda body: said) as server:
-        lm = language_model(f'{server.url}/chat/completions#toy', server={'body':{'reasoning_effort':'low', 'top_k':None}})
+        fields = dict(body=dict(reasoning_effort='low', top_k=None))
+        lm = language_model(f'{server.url}/chat/completions#toy', server=fields)
         traj = replace(EXEMPLAR, steps=EXEMPLAR.steps[:2])
         assert gather([ReAct(lm, INSTRUCTION, EXEMPLAR, format='chat')(traj, {})]) == [parse_step(said)]
         assert gather([ActRe(lm, EXEMPLAR, format='chat')(traj, 'take mug')]) == ['I need it.] act[take mug']

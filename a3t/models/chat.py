@@ -130,7 +130,8 @@ def frame_with(
         asks, notes = before, (f'the template opens an answer with {opening.strip()!r}: the model writes that itself',)
     if not before.startswith(asks): return None
     end = turn_end(tokenizer, after)
-    return ChatFrame(begin, tuple(parts[:2]) if system else None, asks, before[len(asks):], end, after[len(end):], notes)
+    around = tuple(parts[:2]) if system else None
+    return ChatFrame(begin, around, asks, before[len(asks):], end, after[len(end):], notes)
 
 # %% ../../nbs/models/chat.ipynb #check001
 def fits(
