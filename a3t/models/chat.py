@@ -114,7 +114,7 @@ def turn_end(
     for token in sorted(tokenizer.get_added_vocab(), key=len, reverse=True):
         if not text.startswith(token): continue
         eats = any(t.content == token and t.rstrip for t in tokenizer.added_tokens_decoder.values())
-        return re.match(r'\s*', text[len(token):])[0].join([token, '']) if eats else token
+        return token + re.match(r'\s*', text[len(token):])[0] if eats else token
     return re.match(r'\s*', text)[0]
 
 def frame_with(
