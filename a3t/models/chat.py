@@ -180,7 +180,8 @@ def messages_of(
 # %% ../../nbs/models/chat.ipynb #which001
 class PlainText:
     "The frame of `format = text`: none"
-    chat, lead, end, notes = False, '', '\n', ()
+    chat, notes = False, ()
+    lead, end = '', '\n'
     def __call__(self, segs): return segs
 
 def tokenizer_frame(
