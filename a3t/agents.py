@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'Cut', 'ReAct', 'listed', 'Sampler', 'Script', 'invalid_run', 'ask_policy', 'ask_actre', 'episode',
-           'rollout', 'sample_action', 'ActRe', 'held_thing', 'pattern', 'roles', 'filled', 'Wording', 'unseen',
-           'OneOf']
+           'rollout', 'sample_action', 'ActRe', 'held_thing', 'pattern', 'roles', 'filled', 'Wording', 'unseen']
 
 # %% ../nbs/method/03_agents.ipynb #9716825d
 import inspect, itertools, random, re
 from collections import defaultdict
 from dataclasses import replace
-from functools import lru_cache
 from fastcore.basics import patch
 from .core import A3TError, Step, Trajectory, seed_for
 from .envs.claims import truth
 from .models.base import ContextFull, gather
+from .models.chat import model_frame
+from .models.constraint import OneOf
 from .models.thoughts import check_not_cut, past_thoughts
-from .prompts import ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, one_line, parse_step, segments
+from .prompts import (
+    ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, one_line, parse_step, segments, swapped_parts)
 
 # %% ../nbs/method/03_agents.ipynb #d1d0d264
 class Cut(str):
@@ -49,9 +50,10 @@ class ReAct:
         exemplar:Trajectory=None, # the one example; None for a model that was trained to act
         temperature:float=0., # 0 takes the most likely token
         max_tokens:int=64, # most tokens of a reason and an action together
+        format:str='text', # 'text', or 'chat': a conversation, see `a3t.models.chat`
     ):
         self.lm, self.instruction, self.exemplar = lm, instruction, exemplar
-        self.temperature, self.max_tokens = temperature, max_tokens
+        self.temperature, self.max_tokens, self.format = temperature, max_tokens, format
 
     @classmethod
     def from_settings(cls,
@@ -64,7 +66,7 @@ class ReAct:
         "The policy of a run"
         shown = S['policy_exemplar'] or not trained
         prompt = dict(instruction=env.instruction, exemplar=env.exemplar) if shown else {}
-        return cls(lm, temperature=S[temperature], max_tokens=S['step_tokens'], **prompt)
+        return cls(lm, temperature=S[temperature], max_tokens=S['step_tokens'], format=S['format'], **prompt)
 
     async def __call__(self,
         traj:Trajectory, # the episode so far
@@ -72,11 +74,20 @@ class ReAct:
         seed:int=0, # random seed for this step
     )->tuple: # (reason, action); the action is a `Cut` where `max_tokens` cut the answer
         "The next reason and action"
-        prompt, shared = ([s.text for s in segments(t, self.instruction, self.exemplar)] for t in (traj, NOTHING))
+        prompt, shared = self.prompt(traj), self.prompt(NOTHING)
         out = await _complete(self.lm, prompt, shared, stop=('\n',), max_tokens=self.max_tokens,
                               temperature=self.temperature, seed=seed)
         reason, action = parse_step(out.text)
         return reason, _text(out, action)
+
+# %% ../nbs/method/03_agents.ipynb #prompt01
+@patch
+def prompt(self:ReAct,
+    traj:Trajectory, # the episode so far
+)->list: # of str, as a language model takes it
+    "The policy's prompt: one text, or turns in the model's chat template"
+    frame = model_frame(self.lm, self.format)
+    return [s.text for s in frame(segments(traj, self.instruction, self.exemplar, frame.chat))]
 
 # %% ../nbs/method/03_agents.ipynb #scores01
 @patch
@@ -86,9 +97,10 @@ async def scores(self:ReAct,
     reason:str='', # what is said before the action; '': nothing
 )->list: # log-probability of each
     "How likely is each action to come next?"
-    prompt = [s.text for s in segments(traj, self.instruction, self.exemplar)]
-    think = [f'think[{one_line(reason)}]'] if reason else []
-    return await self.lm.score(prompt + think, [f"{' '*bool(reason)}act[{one_line(a)}]\n" for a in actions])
+    frame = model_frame(self.lm, self.format)
+    think = [f'{frame.lead}think[{one_line(reason)}]'] if reason else []
+    lead = ' ' if reason else frame.lead
+    return await self.lm.score(self.prompt(traj) + think, [f'{lead}act[{one_line(a)}]{frame.end}' for a in actions])
 
 # %% ../nbs/method/03_agents.ipynb #00a14fad
 def listed(
@@ -218,9 +230,10 @@ class ActRe:
         grounded=None, # for small models: the environment; a short history, and only names that were seen
         temperature:float=0., # 0 takes the most likely token
         max_tokens:int=48, # most tokens of a free reason; a grounded one ends where its sentence ends
+        format:str='text', # 'text' or 'chat', as for the policy
     ):
         self.lm, self.exemplar, self.instruction = lm, exemplar, instruction
-        self.temperature, self.max_tokens = temperature, max_tokens
+        self.temperature, self.max_tokens, self.format = temperature, max_tokens, format
         self.wording = Wording(exemplar, grounded) if grounded else None
 
     async def __call__(self,
@@ -232,13 +245,15 @@ class ActRe:
         args = dict(stop=(']\n', '\n'), max_tokens=self.max_tokens, temperature=self.temperature, seed=seed)
         sentences = self.wording.sentences(traj, action) if self.wording else ()
         if len(sentences) == 1: return sentences[0]
+        frame = model_frame(self.lm, self.format)
         if sentences:
-            bound = OneOf(self.lm.tokenizer, [s + ']\n' for s in sentences])
+            bound = OneOf(self.lm.tokenizer, [swapped_parts('', s, frame.chat)[1] for s in sentences])
             args |= dict(constrain=bound, max_tokens=bound.longest)
         write = actre_brief_segments if self.wording else actre_segments
-        prompt, shared = (write(*x, self.instruction, self.exemplar) for x in ((traj, action), (NOTHING, '')))
+        prompt, shared = ([s.text for s in frame(write(*x, self.instruction, self.exemplar, frame.chat))]
+                          for x in ((traj, action), (NOTHING, '')))
         out = await _complete(self.lm, prompt, shared, **args)
-        return _text(out, out.text.strip().removesuffix(']'))
+        return _text(out, out.text.strip().removeprefix('think[').removesuffix(']'))
 
 # %% ../nbs/method/03_agents.ipynb #actresett
 @patch(cls_method=True)
@@ -249,7 +264,7 @@ def from_settings(cls:ActRe,
     trained:bool=False, # is it the model of an earlier round? In round 0 nothing is trained yet
 ): # ActRe
     "ActRe of a run; a trained one needs neither instruction nor exemplar"
-    limits = dict(temperature=S['temperature'], max_tokens=S['reason_tokens'])
+    limits = dict(temperature=S['temperature'], max_tokens=S['reason_tokens'], format=S['format'])
     if S['actre'] == 'trained' and trained: return cls(lm, instruction='', **limits)
     # an untrained model writes the reasons that the first ActRe is trained on
     bound = S['actre'] == 'bound' or S['actre'] == 'trained' and S['opening'] == 'sampled'
@@ -362,39 +377,3 @@ def unseen(
     "The names that a text has not shown; *mug 1* is not shown by *mug 12*, and *mugs* show a *mug*"
     end = lambda name: r'(?!\d)' if name[-1:].isdigit() else r's?\b'
     return [n for n in names if not re.search(rf'\b{re.escape(n)}{end(n)}', text)]
-
-# %% ../nbs/method/03_agents.ipynb #73c8ff42
-@lru_cache(2**16)
-def _token_ids(tokenizer, text): return tuple(tokenizer(text, add_special_tokens=False).input_ids)
-
-class OneOf:
-    "A constraint for `complete`: only these answers"
-    def __init__(self,
-        tokenizer, # a transformers tokenizer
-        texts, # the answers that are allowed
-    ):
-        self.texts, self.longest = list(texts), 0 # tokens of the longest answer
-        self.follows = defaultdict(dict) # token ids so far → what may come next, in order of appearance
-        for ids in (_token_ids(tokenizer, t) for t in self.texts):
-            self.longest = max(self.longest, len(ids))
-            for n in range(len(ids)): self.follows[ids[:n]][ids[n]] = None
-
-    def next(self,
-        ids, # token ids so far
-    )->list: # token ids that may follow
-        "What may come next"
-        return sorted(self.follows.get(tuple(ids), ()))
-
-    def forced(self,
-        ids:list, # token ids so far
-    )->list: # token ids that must follow, up to the next choice or the end
-        "What must come next"
-        res = []
-        while len(allowed := self.next([*ids, *res])) == 1: res += allowed
-        return res
-
-    def __call__(self, ids, logits):
-        if not (allowed := self.next(ids)): return logits
-        res = logits.new_full(logits.shape, float('-inf'))
-        res[allowed] = logits[allowed]
-        return res

@@ -11,7 +11,8 @@ import html
 from dataclasses import dataclass, replace
 from .core import A3TError, Trajectory
 from .accumulate import is_success
-from .models.base import encode_segments
+from .models.base import encode_each, encode_segments
+from .models.chat import PlainText, tokenizer_frame
 from .prompts import KIND_COLOURS, segments, step_segments, swapped_segments, swapped_step
 
 # %% ../nbs/method/07_data.ipynb #f23f9178
@@ -63,14 +64,15 @@ def loss_segments(
     mask_invalid:bool, # do its invalid steps count as prompt?
     sampled_loss:bool=True, # do sampled steps of a composed trajectory bear loss? Else they count as prompt
     bears=None, # does a step bear loss? A bool for each step; None: all do
+    frame=PlainText(), # what a chat template writes around the turns, see `a3t.models.chat`
     **prompt, # `instruction` and `exemplar`, as while acting
 )->list: # of `Segment`
     "The segments of a trajectory, each of the kind that decides about its loss"
-    res = segments(replace(traj, steps=()), **prompt)
+    res = segments(replace(traj, steps=()), chat=frame.chat, **prompt)
     for i,step in enumerate(traj.steps):
         skip = _skipped(traj, step, mask_invalid, sampled_loss) or bears is not None and not bears[i]
         res += [s._replace(kind='prompt') if skip else s for s in step_segments(step)]
-    return [s for s in res if s.text]
+    return [s for s in frame(res) if s.text]
 
 # %% ../nbs/method/07_data.ipynb #loss0003
 def encode_spans(
@@ -78,12 +80,11 @@ def encode_spans(
     segs, # of `Segment`
 )->tuple: # (token ids, (start, end, kind) of each segment)
     "Tokens of segments, each encoded on its own, and where each begins and ends"
-    ids, spans = list(encode_segments(tokenizer, [])), [] # the token that begins each text, if the model has one
-    begin = len(ids)
-    for s in segs:
-        start = len(ids)
-        ids += encode_segments(tokenizer, [s.text])[begin:]
-        spans.append((start, len(ids), s.kind))
+    begin, *each = encode_each(tokenizer, [s.text for s in segs])
+    ids, spans = list(begin), [] # the token that begins each text, if the model has one
+    for s,new in zip(segs, each):
+        spans.append((len(ids), len(ids) + len(new), s.kind))
+        ids += new
     return ids, spans
 
 # %% ../nbs/method/07_data.ipynb #8298933f
@@ -113,12 +114,14 @@ def make_row(
     weight:float=1., # R(τ)
     observations:str='keep', # 'keep' (the paper): everything after the prompt bears loss; 'mask': what the agent wrote
     won=None, # is it a success? `traj.won` by default
+    format:str='text', # 'text', or 'chat': in the tokenizer's chat template, whose markup bears no loss
     **more, # of `loss_segments`: `sampled_loss`, `bears`; `instruction` and `exemplar`, as while acting
 )->Row: # tokens, mask and weight
     "One trajectory as a checked training row"
     if observations not in LOSS_KINDS: raise A3TError(f"observations = {observations!r}: choose 'keep' or 'mask'")
     won = traj.won if won is None else won
-    segs = loss_segments(traj, observations == 'mask' and won, **more)
+    frame = tokenizer_frame(tokenizer, format)
+    segs = loss_segments(traj, observations == 'mask' and won, frame=frame, **more)
     return encode_row(tokenizer, segs, LOSS_KINDS[observations], traj.task, won, weight)
 
 # %% ../nbs/method/07_data.ipynb #7181162b
@@ -149,7 +152,7 @@ def make_rows(
     max_length:int=4096, # tokens; longer trajectories are left out
     sampled_loss:bool=True, # do sampled steps of composed trajectories bear loss? One without other steps is left out
     bears=None, # function of a trajectory: for each step, does it bear loss? None: all do
-    **prompt, # `instruction` and `exemplar`, as while acting
+    **prompt, # `format`, `instruction` and `exemplar`, as while acting
 )->tuple: # (list of `Row`, number of trajectories that were too long)
     "Trajectories as training rows; `A3TError` if none is left"
     if rewards not in ('binary', 'raw'): raise A3TError(f"rewards = {rewards!r}: choose 'binary' or 'raw'")
@@ -173,14 +176,15 @@ def swapped_loss_segments(
     traj:Trajectory, # a success
     mask_invalid:bool, # do reasons of its invalid steps count as prompt?
     sampled_loss:bool=True, # do reasons of sampled steps of a composed trajectory bear loss?
+    frame=PlainText(), # what a chat template writes around the turns
 )->list: # of `Segment`; only those of kind 'reason' bear loss
     "The segments of a trajectory in ActRe's view, each of the kind that decides about its loss"
-    res = swapped_segments(replace(traj, steps=()))
+    res = swapped_segments(replace(traj, steps=()), chat=frame.chat)
     for step in traj.steps:
         # a reason that was cut is an example of a broken one
         skip = step.cut or _skipped(traj, step, mask_invalid, sampled_loss)
-        res += [s._replace(kind='prompt') if skip else s for s in swapped_step(step)]
-    return [s for s in res if s.text]
+        res += [s._replace(kind='prompt') if skip else s for s in swapped_step(step, frame.chat)]
+    return [s for s in frame(res) if s.text]
 
 # %% ../nbs/method/07_data.ipynb #actre002
 def make_actre_rows(
@@ -190,10 +194,11 @@ def make_actre_rows(
     threshold=None, # reward from which a trajectory is a success; None: as the environment decided
     max_length:int=4096, # tokens; longer trajectories are left out
     sampled_loss:bool=True, # do reasons of sampled steps of composed trajectories bear loss?
+    format:str='text', # 'text' or 'chat', as while acting
 )->tuple: # (list of `Row`, number of trajectories that were too long)
     "Successes, swapped, as training rows of ActRe; `A3TError` if none is left"
-    won = (t for t in trajectories if is_success(t, threshold))
-    segs = ((t.task, swapped_loss_segments(t, observations == 'mask', sampled_loss)) for t in won)
+    won, frame = (t for t in trajectories if is_success(t, threshold)), tokenizer_frame(tokenizer, format)
+    segs = ((t.task, swapped_loss_segments(t, observations == 'mask', sampled_loss, frame)) for t in won)
     # equation 2 groups rows by task, and failures are contrasted with the policy's rows alone
     rows = [encode_row(tokenizer, s, ('reason',), f'ActRe · {task}') for task,s in segs
             if any(x.kind == 'reason' for x in s)]

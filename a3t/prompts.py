@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['KIND_COLOURS', 'ACTRE_INSTRUCTION', 'one_line', 'render_step', 'parse_step', 'Segment', 'step_segments', 'task_text',
-           'segments', 'SegmentView', 'steps_of', 'actre_line', 'swapped_step', 'swapped_segments', 'actre_segments',
-           'step_in_brief', 'actre_brief_segments']
+           'opening_segments', 'segments', 'SegmentView', 'steps_of', 'swapped_parts', 'swapped_step',
+           'swapped_segments', 'actre_segments', 'step_in_brief', 'actre_brief_segments']
 
 # %% ../nbs/method/02_prompts.ipynb #c93e1c99
 import html, re
+from functools import partial
 from typing import NamedTuple
 from .core import Step, Trajectory
 
@@ -40,33 +41,52 @@ class Segment(NamedTuple):
     "A piece of a prompt"
     text:str # the text, with its line break if it ends a line
     kind:str # 'prompt', 'reason', 'action' or 'observation'
+    role:str='user' # who says it in a conversation: 'system', 'user' or 'assistant'; plain text does not use it
 
 # %% ../nbs/method/02_prompts.ipynb #segs0001
 def step_segments(
     step:Step, # one step
 )->list: # of `Segment`: reason (where there is one), action, observation
     "A step in the policy's view"
-    think = [Segment(f'think[{one_line(step.reason)}]', 'reason')] if step.reason else []
+    think = [Segment(f'think[{one_line(step.reason)}]', 'reason', 'assistant')] if step.reason else []
     act = f'act[{one_line(step.action)}]\n'
-    return think + [Segment(f' {act}' if think else act, 'action'), Segment(f'{step.observation}\n', 'observation')]
+    return think + [Segment(f' {act}' if think else act, 'action', 'assistant'),
+                    Segment(f'{step.observation}\n', 'observation')]
 
+# %% ../nbs/method/02_prompts.ipynb #segs0004
 def task_text(
     traj:Trajectory, # only its goal and its first observation are used
 )->str: # ends with a line break
     "The task sentence and, after it, the first observation"
     return f'Task: {traj.goal}\n{traj.observation}\n'
 
+def opening_segments(
+    traj:Trajectory, # the episode
+    instruction:str, # may be empty
+    exemplar:Trajectory, # may be None
+    in_view, # `step_segments` or `swapped_step`: how a step of the exemplar is shown
+    chat:bool, # as turns of a conversation? Else instruction and exemplar are one text
+)->list: # of `Segment`, all of kind 'prompt'
+    "What comes before the first step: the instruction, the exemplar, the task"
+    task = Segment(task_text(traj), 'prompt')
+    head = [Segment(f'{instruction}\n\n', 'prompt', 'system')] if instruction else []
+    if exemplar:
+        *shown, last = [Segment(task_text(exemplar), 'prompt'), *(s for st in exemplar.steps for s in in_view(st))]
+        head += [s._replace(kind='prompt') for s in shown] + [Segment(f'{last.text}\n', 'prompt')]
+    if not chat: return [Segment(text, 'prompt') for text in (''.join(s.text for s in head), task.text) if text]
+    # the exemplar's last observation and the task are one turn
+    return [*head[:-1], Segment(head[-1].text + task.text, 'prompt')] if exemplar else [*head, task]
+
+# %% ../nbs/method/02_prompts.ipynb #segs0006
 def segments(
     traj:Trajectory, # the episode so far
     instruction:str='', # what the agent may do; empty: no instruction
     exemplar:Trajectory=None, # the one example; None: no example, as for a trained model
-)->list: # of `Segment`; the texts joined are the policy's prompt for the next step
+    chat:bool=False, # for a chat template (`a3t.models.chat`)? Else the texts joined are the prompt
+)->list: # of `Segment`
     "A trajectory in the policy's view: prompt, then reason, action, observation of each step"
-    head = f'{instruction}\n\n' if instruction else ''
-    if exemplar:
-        head += ''.join([task_text(exemplar), *(s.text for st in exemplar.steps for s in step_segments(st))]) + '\n'
-    prompt = [Segment(head, 'prompt')] if head else []
-    return prompt + [Segment(task_text(traj), 'prompt')] + [s for st in traj.steps for s in step_segments(st)]
+    start = opening_segments(traj, instruction, exemplar, step_segments, chat)
+    return start + [s for st in traj.steps for s in step_segments(st)]
 
 # %% ../nbs/method/02_prompts.ipynb #b3904115
 KIND_COLOURS = dict(prompt='#9e9e9e', reason='#2e7d32', action='#1f4fb4', observation='#8d6e63')
@@ -99,33 +119,37 @@ def steps_of(
 ACTRE_INSTRUCTION = ('After each action of an agent stands the reason for it. The reason says what the agent needs, '
                      'what it has seen or what it holds, and why the action is the next one.')
 
-def actre_line(
+def swapped_parts(
     action:str, # the action, known
-    reason:str=None, # the reason; None: it is still to be written
-)->str: # one line; open at its end if the reason is missing
-    "A step as ActRe sees it: the action before its reason"
-    start = f'act[{one_line(action)}] think['
-    return start if reason is None else f'{start}{one_line(reason)}]\n'
+    reason:str='', # the reason
+    chat:bool=False, # for a chat template? Then the reason opens in the turn that answers
+)->tuple: # (what ActRe is asked with, what it answers), joined a step with the action before its reason
+    "A step as ActRe sees it, divided where ActRe begins to write"
+    between = '\n' if chat else ' think['
+    opened = 'think[' if chat else ''
+    return f'act[{one_line(action)}]{between}', f'{opened}{one_line(reason)}]\n'
 
 # %% ../nbs/method/02_prompts.ipynb #swap0001
 def swapped_step(
     step:Step, # one step
+    chat:bool=False, # for a chat template? Then the reason opens in the turn that answers
 )->list: # of `Segment`: action, reason (where there is one), observation
     "A step in ActRe's view"
-    act = actre_line(step.action) if step.reason else f'act[{one_line(step.action)}]\n'
-    think = [Segment(f'{one_line(step.reason)}]\n', 'reason')] if step.reason else []
-    return [Segment(act, 'action'), *think, Segment(f'{step.observation}\n', 'observation')]
+    asked, said = swapped_parts(step.action, step.reason, chat)
+    think = [Segment(said, 'reason', 'assistant')] if step.reason else []
+    return [Segment(asked if think else f'act[{one_line(step.action)}]\n', 'action'), *think,
+            Segment(f'{step.observation}\n', 'observation')]
 
 def swapped_segments(
     traj:Trajectory, # an episode, or its beginning
     instruction:str='', # what a reason is; empty: no instruction, as for a trained ActRe
     exemplar:Trajectory=None, # the one example; None: no example, as for a trained ActRe
+    chat:bool=False, # for a chat template?
 )->list: # of `Segment`
     "A trajectory in ActRe's view: prompt, then action, reason, observation of each step"
-    head = f'{instruction}\n\n' if instruction else ''
-    if exemplar: head += ''.join(s.text for s in swapped_segments(exemplar)) + '\n'
-    prompt = [Segment(head, 'prompt')] if head else []
-    return prompt + [Segment(task_text(traj), 'prompt')] + [s for st in traj.steps for s in swapped_step(st)]
+    in_view = partial(swapped_step, chat=chat)
+    start = opening_segments(traj, instruction, exemplar, in_view, chat)
+    return start + [s for st in traj.steps for s in in_view(st)]
 
 # %% ../nbs/method/02_prompts.ipynb #swap0004
 def actre_segments(
@@ -133,33 +157,38 @@ def actre_segments(
     action:str, # the action to explain
     instruction:str=ACTRE_INSTRUCTION, # what a reason is
     exemplar:Trajectory=None, # the same example as the policy's
-)->list: # of str: the segments of the prompt; the model continues with the reason, up to `]`
+    chat:bool=False, # for a chat template?
+)->list: # of `Segment`; the model continues with the reason, up to `]`
     "ActRe's prompt: history and action, then an open reason"
-    return [*(s.text for s in swapped_segments(traj, instruction, exemplar)), actre_line(action)]
+    asked = Segment(swapped_parts(action, chat=chat)[0], 'action')
+    return [*swapped_segments(traj, instruction, exemplar, chat), asked]
 
 # %% ../nbs/method/02_prompts.ipynb #51705bde
 def step_in_brief(
     goal:str, # the task in words
     steps, # the `Step`s so far
     action:str, # the action to explain
-    reason:str=None, # its reason; None: it is still to be written
+    chat:bool=False, # for a chat template?
     last:int=2, # number of past actions to list
-)->str: # four lines, the last one open if the reason is missing
-    "One step with a shortened history"
+)->str: # four lines, the last one open
+    "One step to explain, with a shortened history"
     done = ', '.join(one_line(s.action) for s in steps[-last:] if s.valid) or 'nothing'
     seen = one_line(steps[-1].observation) if steps else 'nothing'
-    return f'Task: {goal}\nDone: {done}\nSeen: {seen}\n{actre_line(action, reason)}'
+    return f'Task: {goal}\nDone: {done}\nSeen: {seen}\n{swapped_parts(action, chat=chat)[0]}'
 
 def actre_brief_segments(
     traj:Trajectory, # the history: the episode so far; its reasons are not used
     action:str, # the action to explain
     instruction:str=ACTRE_INSTRUCTION, # what a reason is
     exemplar:Trajectory=None, # the same example as the policy's
-)->list: # of str: the segments of the prompt; the model continues with the reason, up to `]`
+    chat:bool=False, # for a chat template?
+)->list: # of `Segment`; the model continues with the reason, up to `]`
     "ActRe's prompt in brief: every step is an example of its own"
-    head = f'{instruction}\n\n' if instruction else ''
-    if exemplar:
-        examples = [step_in_brief(exemplar.goal, exemplar.steps[:i], s.action, s.reason)
-                    for i,s in enumerate(exemplar.steps) if s.reason]
-        head += ''.join(e + '\n' for e in examples)
-    return ([head] if head else []) + [step_in_brief(traj.goal, traj.steps, action)]
+    head = [Segment(f'{instruction}\n\n', 'prompt', 'system')] if instruction else []
+    for i,s in enumerate(exemplar.steps if exemplar else ()):
+        if not s.reason: continue
+        said = swapped_parts(s.action, s.reason, chat)[1]
+        head += [Segment(step_in_brief(exemplar.goal, exemplar.steps[:i], s.action, chat), 'prompt'),
+                 Segment(f'{said}\n', 'prompt', 'assistant')]
+    if head and not chat: head = [Segment(''.join(s.text for s in head), 'prompt')]
+    return [*head, Segment(step_in_brief(traj.goal, traj.steps, action, chat), 'action')]

@@ -336,7 +336,7 @@ MODEL = dict(
     quantize=one_of('none', 'nf4'),
     device=Allowed('a device of this machine, or empty', _device_fault),
     slots=whole(1), context=whole(), ray=Allowed('auto, local, HOST:PORT or empty', _ray_fault), ray_task=_wave,
-    policy_exemplar=_yes_or_no,
+    policy_exemplar=_yes_or_no, format=one_of('text', 'chat'),
     actre=one_of('base', 'bound', 'trained'), reason_tokens=whole(1), step_tokens=whole(1),
     eval_temperature=number(0, 10), temperature=number(0, 10))
 EXPLORING = dict(

@@ -50,7 +50,7 @@ def test_the_prompt_only_grows():
 def test_actre_sees_nothing_that_follows():
     history = replace(EXEMPLAR, steps=EXEMPLAR.steps[:2])
     for prompt in (actre_segments, actre_brief_segments):
-        text = ''.join(prompt(history, EXEMPLAR.steps[2].action))
+        text = ''.join(s.text for s in prompt(history, EXEMPLAR.steps[2].action))
         assert EXEMPLAR.steps[2].observation not in text and text.endswith('think[')
 
 # -- grounded reasons
@@ -282,9 +282,8 @@ def test_a_bound_reason_ends_where_its_sentence_ends(folder):
     assert set(said) <= set(allowed) and not any(isinstance(s, Cut) for s in said)
     free = gather([ActRe(lm, exemplar, temperature=1., max_tokens=2)(exemplar, 'take pen', seed) for seed in range(3)])
     assert all(isinstance(s, Cut) for s in free)
-    lm.engine.context = len(encode_segments(lm.tokenizer,
-                                            actre_brief_segments(exemplar, 'go to shelf', ACTRE_INSTRUCTION,
-                                                                 exemplar))) + 3
+    prompt = actre_brief_segments(exemplar, 'go to shelf', ACTRE_INSTRUCTION, exemplar)
+    lm.engine.context = len(encode_segments(lm.tokenizer, [s.text for s in prompt])) + 3
     with pytest.raises(ContextFull, match='the context is full'):
         gather([ActRe(lm, exemplar, grounded=house)(exemplar, 'go to shelf')])
 
@@ -430,7 +429,7 @@ def test_a_thought_is_not_the_step():
                           ('trained', 'sampled', False, True, True), ('trained', 'prompted', False, False, True),
                           ('trained', 'sampled', True, False, False), ('trained', 'prompted', True, False, False)])
 def test_who_writes_reasons(house, how, opening, trained, bound, prompted):
-    S = dict(actre=how, opening=opening, temperature=.7, reason_tokens=24)
+    S = dict(actre=how, opening=opening, temperature=.7, reason_tokens=24, format='text')
     lm = ScriptedModel(lambda prompt: ' The mug may be there.]\n')
     actre = ActRe.from_settings(S, lm, house, trained)
     assert (actre.wording is not None, bool(actre.exemplar), bool(actre.instruction)) == (bound, prompted, prompted)
@@ -449,4 +448,4 @@ def test_the_swap(steps):
     assert [s.kind for s in swapped_segments(traj)].count('reason') == sum(bool(s.reason) for s in steps)
     for i,s in enumerate(steps):
         asked = actre_segments(replace(traj, steps=traj.steps[:i]), s.action, '')
-        if s.reason: assert [x.text for x in swapped_segments(traj)][:len(asked)] == asked
+        if s.reason: assert swapped_segments(traj)[:len(asked)] == asked

@@ -103,7 +103,8 @@ def test_actre_is_trained_on_what_it_is_asked(llama, steps):
     (row,), _ = make_actre_rows(tok, [traj], observations='mask')
     asked = set()
     for i in taught:
-        prompt = encode_segments(tok, actre_segments(replace(traj, steps=traj.steps[:i]), steps[i].action, ''))
+        asked_with = actre_segments(replace(traj, steps=traj.steps[:i]), steps[i].action, '')
+        prompt = encode_segments(tok, [s.text for s in asked_with])
         line = encode_segments(tok, [one_line(steps[i].reason) + ']\n'])[len(encode_segments(tok, [])):]
         asked |= set(range(len(prompt), len(prompt) + len(line)))
         assert list(row.input_ids[:len(prompt) + len(line)]) == prompt + line

@@ -16,6 +16,7 @@ from ..core import A3TError, did_you_mean, file_hash
 from ..extras import missing_package
 from .address import is_address, split_address, weights_name
 from .base import Completion, LanguageModel, as_segments, cut_at_stop, encode_segments
+from .chat import messages_of
 from .chatter import without_lead_in
 from .network import certificates, proxy_for
 from .responses import Refused, Retry, error_text, generated_by, message_of, usage_of
@@ -27,8 +28,10 @@ from .thoughts import thought_too_long, without_thoughts
 @patch
 def prompt_of(self:ServerModel, segments):
     "A prompt in the form that the server takes: token ids or text"
-    if self._tokenizer is None or self.facts['kind'] not in EXTRA_FIELDS: return ''.join(segments)
-    return encode_segments(self._tokenizer, segments)
+    if self._tokenizer is not None and self.facts['kind'] in EXTRA_FIELDS:
+        return encode_segments(self._tokenizer, segments)
+    # such a server adds the begin token itself
+    return ''.join(segments).removeprefix(getattr(self._tokenizer, 'bos_token', None) or '')
 
 def read_choice(
     choice:dict, # of a response of /v1/completions
@@ -128,7 +131,7 @@ async def ask_model(self:ServerModel, path, body, check=None):
 async def ask_chat(self:ServerModel, body, text, stop):
     "The first choice of a chat model in the form of a text model, and the full response"
     most, check = body['max_tokens'], lambda room: lambda res: self.needs_more_tokens(res, room)
-    body |= dict(messages=[dict(role='system', content=CONTINUE), dict(role='user', content=text)])
+    body |= dict(messages=messages_of(text) or [dict(role='system', content=CONTINUE), dict(role='user', content=text)])
     for room in (self.thinking,) if self.facts.get('thinks') else (0, self.thinking):
         plain = self.facts.get('thinks') is False or not self.thinking # a stop string must not end a thought
         request = body | dict(max_tokens=most + room, stop=list(stop) or None if plain else None)

@@ -13,6 +13,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from ..core import A3TError, file_hash
 from .base import Completion, cut_at_stop, decode_after, encode_segments
+from .chat import turn_ends
 from a3t.models.forward import (
     SlotCache, check_gap, forward, clear_errors, patched_forwards, plain_logprobs, sorted_weights, text_config,
     unsupported)
@@ -45,7 +46,7 @@ class Engine:
         if self.unsupported: self.check()
         self.stats.update(dict.fromkeys(self.stats, 0))
         ends = getattr(model.generation_config, 'eos_token_id', None)
-        self.ends = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
+        self.ends = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id} | turn_ends(tokenizer)
 
     @property
     def running(self): return [r for r in self.slots.owner if r]

@@ -1,0 +1,294 @@
+"An episode as a conversation: tokens acted, trained and written by the chat template of many model families are the same"
+import json
+from dataclasses import replace
+from functools import lru_cache
+import pytest
+from hypothesis import given, settings, strategies as st
+from tokenizers import AddedToken, Tokenizer
+from a3t.agents import ActRe, ReAct
+from a3t.core import A3TError, Step, Trajectory
+from a3t.data import make_actre_rows, make_row
+from a3t.envs.base import ToyHouse
+from a3t.models.api import language_model
+from a3t.models.base import Completion, LanguageModel, encode_segments, gather, toy_tokenizer
+from a3t.models.chat import MESSAGES, messages_of, model_frame, render, template_frame, tokenizer_frame, turn_ends
+from a3t.models.local import LocalModel
+from a3t.models.toyserver import ToyServer
+from a3t.models.weights import load_model, tiny_model
+from a3t.prompts import actre_segments, one_line, parse_step, segments, swapped_segments
+from chat_templates import EATING, LLAMA_KIND, SMOLLM2, TEMPLATES
+
+EXEMPLAR, INSTRUCTION = ToyHouse.exemplar, ToyHouse.instruction
+
+def with_template(template, special, llama=False, eating=False):
+    "A toy tokenizer with a chat template and its special tokens"
+    tok = toy_tokenizer(llama=llama)
+    if llama: # as in real ones, a token holds a space only at its beginning
+        state = json.loads(tok.backend_tokenizer.to_str())
+        state['model']['merges'] = [m for m in state['model']['merges'] if '▁' not in ''.join(m)[1:]]
+        tok.backend_tokenizer.model = Tokenizer.from_str(json.dumps(state)).model
+    new = [AddedToken(s, special=True, normalized=False, rstrip=eating) for s in special]
+    tok.add_special_tokens(dict(additional_special_tokens=new))
+    tok.chat_template = template
+    return tok
+
+@lru_cache(None)
+def tokenizer_of(name):
+    template, special, _ = TEMPLATES[name]
+    return with_template(template, special, name in LLAMA_KIND, name in EATING)
+
+def written(tok, turns):
+    "The template's own tokens for some turns; with an instruction inside the first turn where it takes no system turn"
+    if turns[0][0] == 'system' and not template_frame(tok).system:
+        turns = [('user', f'{turns[0][1]}\n\n{turns[1][1]}'), *turns[2:]]
+    text = render(tok, turns).removesuffix('<think>\n')
+    return tok(text, add_special_tokens=False).input_ids
+
+def begin(tok, ids):
+    "Tokens with the begin token that the tokenizer puts before every text, if the template writes none"
+    first = encode_segments(tok, [])
+    return ids if ids[:len(first)] == first else first + ids
+
+def policy_turns(traj, instruction='', exemplar=None):
+    "The turns of an episode, written down independently"
+    said = lambda s: (f'think[{one_line(s.reason)}] ' if s.reason else '') + f'act[{one_line(s.action)}]'
+    def turns(t):
+        seen = [f'Task: {t.goal}\n{t.observation}', *(s.observation for s in t.steps)]
+        return seen, [said(s) for s in t.steps]
+    seen, acted = turns(traj)
+    if exemplar:
+        before, done = turns(exemplar)
+        seen, acted = [*before[:-1], f'{before[-1]}\n\n{seen[0]}', *seen[1:]], done + acted
+    res = [('system', instruction)] if instruction else []
+    for i,text in enumerate(seen):
+        res.append(('user', text.strip()))
+        if i < len(acted): res.append(('assistant', acted[i]))
+    return res
+
+# words, punctuation and line breaks as environments write them; tags that a template might look for
+WORDS = st.lists(st.sampled_from(['a mug 1', 'desk', '.', 'Nothing happens.', '\n', ' ', 'act[', ']', 'think[', 'ü', '5',
+                                  'x>', 'price: $3.99']), max_size=6).map(' '.join)
+SAID = WORDS.map(one_line)
+STEPS = st.lists(st.builds(Step, SAID, SAID, WORDS, valid=st.booleans()), max_size=4)
+EPISODES = st.builds(lambda goal, seen, steps: Trajectory('t', 'x', goal or 'put it', seen or 'a room',
+                                                          tuple(steps), won=True), SAID, WORDS, STEPS)
+
+def asked(tok, traj, *how):
+    "Tokens that the policy is asked with"
+    return encode_segments(tok, [s.text for s in tokenizer_frame(tok, 'chat')(segments(traj, *how, chat=True))])
+
+@pytest.mark.parametrize('name', TEMPLATES)
+def test_the_frame_knows_whether_a_system_turn_works(name):
+    frame = template_frame(tokenizer_of(name))
+    assert bool(frame.system) == TEMPLATES[name][2] == (not any('system turn' in n for n in frame.notes))
+    assert turn_ends(tokenizer_of(name)) == {tokenizer_of(name).convert_tokens_to_ids(frame.end.strip())}
+
+@pytest.mark.parametrize('name', TEMPLATES)
+@settings(max_examples=8, deadline=None)
+@given(traj=EPISODES, instruction=st.sampled_from(['', INSTRUCTION]), exemplar=st.sampled_from([None, EXEMPLAR]))
+def test_tokens_asked_are_the_templates(name, traj, instruction, exemplar):
+    tok = tokenizer_of(name)
+    theirs = written(tok, policy_turns(traj, instruction, exemplar))
+    assert asked(tok, traj, instruction, exemplar) == begin(tok, theirs)
+
+@pytest.mark.parametrize('name', TEMPLATES)
+@settings(max_examples=8, deadline=None)
+@given(traj=EPISODES.filter(lambda t: t.steps), shown=st.booleans())
+def test_tokens_trained_are_the_tokens_acted(name, traj, shown):
+    "Every prompt is the beginning of the row, and loss begins where the model began to write"
+    tok, prompt = tokenizer_of(name), dict(instruction=INSTRUCTION, exemplar=EXEMPLAR) if shown else {}
+    traj = replace(traj, steps=tuple(replace(s, valid=True) for s in traj.steps))
+    row = make_row(tok, traj, observations='mask', format='chat', **prompt)
+    ids, ends = list(row.input_ids), turn_ends(tok)
+    for i in range(len(traj.steps) + 1):
+        prompt_ids = asked(tok, replace(traj, steps=traj.steps[:i]), *prompt.values())
+        assert ids[:len(prompt_ids)] == prompt_ids
+        if i == len(traj.steps): assert not any(row.loss_mask[len(prompt_ids):])
+        else: assert not row.loss_mask[len(prompt_ids) - 1] and row.loss_mask[len(prompt_ids)]
+    taught = [i for i,m in zip(ids, row.loss_mask) if m]
+    assert sum(i in ends for i in taught) == len(traj.steps) # each answer teaches its end, and no other
+    kept = make_row(tok, traj, observations='keep', format='chat', **prompt)
+    more = {ids[i] for i in range(len(ids)) if kept.loss_mask[i] and not row.loss_mask[i]}
+    assert kept.input_ids == row.input_ids and not more & {tok.convert_tokens_to_ids(t) for t in TEMPLATES[name][1]}
+
+@pytest.mark.parametrize('name', ['Mistral v0.2', 'Qwen 3', 'Gemma 2', 'Phi-3'])
+@settings(max_examples=8, deadline=None)
+@given(traj=EPISODES)
+def test_relabelled_steps_keep_their_tokens(name, traj):
+    "An invalid step counts as prompt, but its tokens are those that were acted"
+    tok = tokenizer_of(name)
+    if not any(s.valid for s in traj.steps): return
+    assert list(make_row(tok, traj, observations='mask', format='chat').input_ids) == asked(tok, traj)
+
+@pytest.mark.parametrize('name', TEMPLATES)
+@settings(max_examples=8, deadline=None)
+@given(traj=EPISODES)
+def test_actre_is_trained_as_it_is_asked(name, traj):
+    tok, frame = tokenizer_of(name), template_frame(tokenizer_of(name))
+    traj = replace(traj, steps=tuple(replace(s, valid=True) for s in traj.steps))
+    if not any(s.reason for s in traj.steps): return
+    (row,), _ = make_actre_rows(tok, [traj], observations='mask', format='chat')
+    taught = 0
+    for i,s in enumerate(traj.steps):
+        if not s.reason: continue
+        segs = frame(actre_segments(replace(traj, steps=traj.steps[:i]), s.action, '', chat=True))
+        prompt = encode_segments(tok, [x.text for x in segs])
+        assert list(row.input_ids[:len(prompt)]) == prompt
+        said = encode_segments(tok, [*(x.text for x in segs), f'{frame.lead}think[{one_line(s.reason)}]{frame.end}'])
+        assert list(row.input_ids[:len(said)]) == said and all(row.loss_mask[len(prompt):len(said)])
+        taught += len(said) - len(prompt)
+    assert row.n_loss == taught
+
+def test_actre_answers_what_the_user_names():
+    turns = messages_of(''.join(s.text for s in MESSAGES(actre_segments(
+        replace(EXEMPLAR, steps=EXEMPLAR.steps[:1]), 'look', 'Why?', chat=True))))
+    assert [t['role'] for t in turns] == ['system', 'user', 'assistant', 'user']
+    assert turns[-1]['content'].endswith('act[look]')
+    assert turns[2]['content'] == f'think[{EXEMPLAR.steps[0].reason}]'
+
+# -- what a template may not do
+
+def refused(template, special=('<|im_end|>',)):
+    with pytest.raises(A3TError, match='set format = text') as e: template_frame(with_template(template, special))
+    assert '\n' not in str(e.value)
+    return str(e.value)
+
+def test_templates_that_cannot_hold_an_episode_are_refused():
+    each = '{{% for m in messages %}}{}{{% endfor %}}'.format
+    refused(each('<{{ messages|length - loop.index }}>{{ m.content }}<|im_end|>')) # changes what it wrote
+    refused(each('{{ m.content }}<|im_end|>') + '{{ messages|length }}') # adds to the end
+    refused(each('{{ m.content[:9] }}<|im_end|>')) # cuts
+    refused(each('{% if loop.index0 > messages|length - 3 %}{{ m.content }}<|im_end|>{% endif %}')) # forgets
+    refused(each('{{ m.content }}')) # nothing ends an answer
+    assert 'only one turn' in refused("{% if messages|length > 1 %}{{ raise_exception('only one turn') }}{% endif %}")
+    refused('{% if %}')
+
+def test_without_a_template():
+    with pytest.raises(A3TError, match='has no chat template'): tokenizer_frame(toy_tokenizer(), 'chat')
+    with pytest.raises(A3TError, match="choose 'text' or 'chat'"): tokenizer_frame(toy_tokenizer(), 'messages')
+    assert not turn_ends(toy_tokenizer())
+
+def test_the_date_is_always_the_same():
+    today = "{{ strftime_now('%d %B %Y') }}<|im_end|>" + TEMPLATES['Qwen 3'][0]
+    assert '26 Jul 2024<|im_end|>' in template_frame(with_template(today, TEMPLATES['Qwen 3'][1])).begin
+    assert 'Today Date: 26 Jul 2024' in template_frame(tokenizer_of('Llama 3.2')).begin
+
+def test_there_is_one_begin_token():
+    for name in TEMPLATES:
+        tok = tokenizer_of(name)
+        some = '<s>' in template_frame(tok).begin or encode_segments(tok, [])
+        assert asked(tok, EXEMPLAR).count(tok.bos_token_id) == bool(some)
+
+def test_a_dropped_thought_opening_is_said():
+    assert not template_frame(tokenizer_of('Qwen 3')).notes
+    note, = template_frame(tokenizer_of('Qwen 3 Thinking')).notes
+    assert "'<think>'" in note
+
+# -- models
+
+@pytest.fixture(scope='module')
+def chat_folder(tmp_path_factory):
+    "A model with random weights that has SmolLM2's chat template"
+    folder = tiny_model(tmp_path_factory.mktemp('models')/'chat', kind='qwen2')
+    model, _ = load_model(folder, device='cpu')
+    tok = tokenizer_of('SmolLM2')
+    model.resize_token_embeddings(len(tok))
+    model.save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return folder
+
+def test_a_local_model_is_asked_with_the_templates_tokens(chat_folder, monkeypatch):
+    lm, seen = LocalModel(*load_model(chat_folder, device='cpu'), slots=2), []
+    ask = lm.engine.ask
+    def listen(**kw):
+        seen.append(kw['ids'])
+        return ask(**kw)
+    monkeypatch.setattr(lm.engine, 'ask', listen)
+    tok, traj = lm.tokenizer, replace(EXEMPLAR, steps=EXEMPLAR.steps[:2])
+    gather([ReAct(lm, INSTRUCTION, EXEMPLAR, format='chat', max_tokens=3)(traj, {})])
+    assert seen.pop(0) == written(tok, policy_turns(traj, INSTRUCTION, EXEMPLAR))
+    gather([ActRe(lm, EXEMPLAR, format='chat', max_tokens=3)(traj, 'look')])
+    assert seen.pop(0)[-3:] == tok('<|im_start|>assistant\n').input_ids[-3:]
+    assert turn_ends(tok) <= lm.engine.ends
+
+def test_scores_are_of_the_templates_answers(chat_folder):
+    lm = LocalModel(*load_model(chat_folder, device='cpu'), slots=2)
+    policy, tok = ReAct(lm, format='chat'), lm.tokenizer
+    score, = gather([policy.scores(EXEMPLAR, ['look'], 'I see.')])[0:1]
+    prompt = ''.join(policy.prompt(EXEMPLAR))
+    same, = gather([lm.score(prompt + 'think[I see.]', [' act[look]<|im_end|>'])])
+    assert score == pytest.approx(same, abs=1e-3)
+
+def test_bound_reasons_work_in_chat(chat_folder):
+    lm, house = LocalModel(*load_model(chat_folder, device='cpu'), slots=2), ToyHouse()
+    history = replace(EXEMPLAR, steps=EXEMPLAR.steps[:1])
+    actre = ActRe(lm, EXEMPLAR, grounded=house, format='chat')
+    for action in ('go to desk', 'take mug'):
+        reason, = gather([actre(history, action)])
+        assert reason in actre.wording.sentences(history, action)
+
+def test_a_chat_server_gets_messages():
+    said = 'think[I need it.] act[take mug]'
+    with ToyServer(lambda body: said) as server:
+        fields = dict(body=dict(reasoning_effort='low', top_k=None))
+        lm = language_model(f'{server.url}/chat/completions#toy', server=fields)
+        traj = replace(EXEMPLAR, steps=EXEMPLAR.steps[:2])
+        assert gather([ReAct(lm, INSTRUCTION, EXEMPLAR, format='chat')(traj, {})]) == [parse_step(said)]
+        assert gather([ActRe(lm, EXEMPLAR, format='chat')(traj, 'take mug')]) == ['I need it.] act[take mug']
+        bodies = [body for path,body,_ in server.requests]
+    expected = policy_turns(traj, INSTRUCTION, EXEMPLAR)
+    assert bodies[0]['messages'] == [dict(role=r, content=c) for r,c in expected]
+    assert all(b['reasoning_effort'] == 'low' and 'top_k' not in b for b in bodies)
+    assert bodies[1]['messages'][-1]['content'].endswith('act[take mug]')
+
+def test_a_thought_is_not_an_action(monkeypatch):
+    "Neither on a chat server nor in a local model, whose later prompts do not hold it"
+    thought = '<think>\nact[dance]\n</think>\n\nthink[I see.] act[look]'
+    with ToyServer(lambda body: thought) as server:
+        lm = language_model(f'{server.url}/chat/completions#toy')
+        assert gather([ReAct(lm, format='chat')(EXEMPLAR, {})]) == [('I see.', 'look')]
+    class Thinker(LanguageModel):
+        tokenizer = tokenizer_of('Qwen 3')
+        async def complete(self, prompt, *, stop=(), **kw):
+            text = ''.join(prompt)
+            said = thought[len(text.rpartition('<|im_start|>assistant\n')[2]):]
+            cut = min([said.find(s) for s in stop if s in said], default=len(said))
+            return Completion(said[:cut], [1], [0.], 1, 'stop')
+    policy = ReAct(Thinker(), format='chat')
+    assert gather([policy(EXEMPLAR, {})]) == [('I see.', 'look')]
+    after = replace(EXEMPLAR, steps=(*EXEMPLAR.steps, Step('I see.', 'look', 'A room.')))
+    assert '<think>' not in ''.join(policy.prompt(after))
+
+def test_a_text_server_with_a_tokenizer_gets_the_templates_tokens(chat_folder):
+    tok = tokenizer_of('SmolLM2')
+    with ToyServer(lambda body: 'act[look]', models=[chat_folder], owner='vllm') as server:
+        lm = language_model(f'{server.url}#{chat_folder}')
+        gather([ReAct(lm, INSTRUCTION, format='chat')(EXEMPLAR, {})])
+        (_, body, _), = [r for r in server.requests if 'completions' in r[0]]
+    assert body['prompt'] == written(tok, policy_turns(EXEMPLAR, INSTRUCTION))
+
+def test_a_text_server_without_a_tokenizer_is_refused():
+    lm = language_model('http://127.0.0.1:9/v1#nobody-knows-it')
+    with pytest.raises(A3TError, match='chat/completions'): model_frame(lm, 'chat')
+
+def test_a_server_that_adds_the_begin_token_gets_none():
+    lm = language_model('http://127.0.0.1:9/v1#toy')
+    lm._tokenizer, lm.facts = tokenizer_of('Mistral v0.2'), dict(kind='', models=[])
+    policy = ReAct(lm, format='chat')
+    assert policy.prompt(EXEMPLAR)[0].startswith('<s>[INST]')
+    assert lm.prompt_of(policy.prompt(EXEMPLAR)).startswith('[INST] Task')
+
+def test_the_instruction_moves_for_a_chat_server_too():
+    "Where the template is known to take no system turn, the messages have none"
+    lm = language_model('http://127.0.0.1:9/v1/chat/completions#toy')
+    assert model_frame(lm, 'chat') == MESSAGES
+    lm._tokenizer = tokenizer_of('Gemma 2')
+    first = messages_of(''.join(ReAct(lm, INSTRUCTION, format='chat').prompt(EXEMPLAR)))[0]
+    assert first['role'] == 'user' and first['content'].startswith(INSTRUCTION)
+
+@settings(max_examples=20, deadline=None)
+@given(traj=EPISODES)
+def test_messages_are_read_back(traj):
+    text = ''.join(s.text for s in MESSAGES(segments(traj, INSTRUCTION, EXEMPLAR, chat=True)))
+    assert messages_of(text) == [dict(role=r, content=c) for r,c in policy_turns(traj, INSTRUCTION, EXEMPLAR)]
+    assert messages_of('Task: put it') == []
