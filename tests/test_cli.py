@@ -76,8 +76,9 @@ def test_words_that_are_not_known(words, contains, capsys):
     (('run', 'smoke', '--set', 'a\nb'), 'write key=value'),
     (('doctor', '--set', 'seed=1', 'smoke'),
      "--set 'smoke': write key=value, and put all other arguments before --set"),
-     (('evaluate',), 'pass one agent: --agent'), (('evaluate', '--agent', 'random', '--exemplar', 'x'), 'choose yes or no'),
-     (('evaluate', '--adapter', 'a\nb'), 'is not a LoRA adapter')])
+    (('evaluate',), 'pass one agent: --agent'),
+    (('evaluate', '--agent', 'random', '--exemplar', 'x'), 'choose yes or no'),
+    (('evaluate', '--adapter', 'a\nb'), 'is not a LoRA adapter')])
 def test_values_that_are_wrong(words, contains, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main(list(words)) == 1
