@@ -205,7 +205,7 @@ def answer(words, env, cwd, t, out, err):
     if pid := os.fork(): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     status = 99
     try:
-        signal.alarm(60)
+        signal.alarm(300)
         for n,path in ((1, out), (2, err)): os.dup2(os.open(path, os.O_WRONLY|os.O_CREAT|os.O_TRUNC), n)
         sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(n, 'wb', 0), errors=e, write_through=True)
                                   for n,e in ((1, 'surrogateescape'), (2, 'backslashreplace')))

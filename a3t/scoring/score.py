@@ -10,6 +10,7 @@ __all__ = ['ACTING', 'NOT_ASKED', 'NO_MODEL', 'SHOWN', 'defaults', 'run_settings
 
 # %% ../../nbs/scoring/score.ipynb #scor04
 import os, platform, shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 import pandas as pd
@@ -270,8 +271,9 @@ def named_player(
     "The agent of a command line"
     if bool(agent) == bool(adapter):
         raise A3TError('pass one agent: --agent with a folder, a hub id, URL#name, random or package.module:function')
-    if adapter: adapter_model(folder := project_path(adapter, Path.cwd()))
-    return player(str(folder) if adapter else agent, model)
+    if not adapter: return player(agent, model)
+    adapter_model(folder := project_path(adapter, Path.cwd()))
+    return replace(player(str(folder), model), name=adapter)
 
 # %% ../../nbs/scoring/score.ipynb #scor24b
 def evaluate_command(
