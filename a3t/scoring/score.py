@@ -199,7 +199,8 @@ def protocol_of(
     games = getattr(env, 'games', None)
     dialects = {games[t].dialect for p in panels.values() for t in p} if S['environment'] == 'alfworld' else ()
     engine = S['engine'] if 'engine' in environment_spec(S)[1] else ''
-    model = dict(prompt=style.name if style else 'a3t', prompt_hash=style.hash if style else '', format=S['format'],
+    prompt, prompt_hash = (style.name, style.hash) if style else ('a3t', '')
+    model = dict(prompt=prompt, prompt_hash=prompt_hash, format=S['format'],
                  instruction_and_exemplar=S['policy_exemplar'], step_tokens=S['step_tokens'],
                  temperature=S['eval_temperature'], quantize=S['quantize'], model=S['model']) if who.is_model else {}
     return dict(agent=who.name, kind=who.kind, hash=who.hash, **model, commands_shown=commands_shown(who, style),
