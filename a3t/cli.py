@@ -135,6 +135,7 @@ def evaluate(
     adapter:str='', # folder of a LoRA adapter, e.g. data/runs/mine/round_01/adapter; by default none
     panel:str='', # file of a panel to play exactly, e.g. data/runs/mine/panels/unseen.json; by default the splits
     prompt:str='a3t', # form of the prompt: a3t, react, or a template, e.g. mine.toml
+    format:str='', # text, or chat for the model's chat template, e.g. chat; by default as the agent's settings say
     exemplar:str='', # does the prompt hold instruction and exemplar? e.g. no; by default as the agent's settings say
     trials:int=1, # trials of each task, e.g. 3
     temperature:str='', # temperature of a language model, e.g. 0.7; by default the preset's
@@ -149,7 +150,7 @@ def evaluate(
     "Score any agent, and state the whole protocol"
     from a3t.scoring.score import evaluate_command
     if exemplar not in ('', 'yes', 'no'): raise A3TError(f'--exemplar {exemplar}: choose yes or no')
-    options = dict(games=games, eval_splits=list(splits), eval_temperature=temperature,
+    options = dict(games=games, eval_splits=list(splits), eval_temperature=temperature, format=format,
                    policy_exemplar=dict(yes='true', no='false').get(exemplar))
     given = overrides(set) | {k:v for k,v in options.items() if v}
     evaluate_command(agent, adapter, panel, json, prompt, trials, preset, model, given)

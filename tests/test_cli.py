@@ -76,8 +76,9 @@ def test_words_that_are_not_known(words, contains, capsys):
     (('run', 'smoke', '--set', 'a\nb'), 'write key=value'),
     (('doctor', '--set', 'seed=1', 'smoke'),
      "--set 'smoke': write key=value, and put all other arguments before --set"),
-     (('evaluate',), 'pass one agent: --agent'), (('evaluate', '--agent', 'random', '--exemplar', 'x'), 'choose yes or no'),
-     (('evaluate', '--adapter', 'a\nb'), 'is not a LoRA adapter')])
+    (('evaluate',), 'pass one agent: --agent'),
+    (('evaluate', '--agent', 'random', '--exemplar', 'x'), 'choose yes or no'),
+    (('evaluate', '--adapter', 'a\nb'), 'is not a LoRA adapter')])
 def test_values_that_are_wrong(words, contains, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main(list(words)) == 1
@@ -204,7 +205,7 @@ def answer(words, env, cwd, t, out, err):
     if pid := os.fork(): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     status = 99
     try:
-        signal.alarm(60)
+        signal.alarm(300)
         for n,path in ((1, out), (2, err)): os.dup2(os.open(path, os.O_WRONLY|os.O_CREAT|os.O_TRUNC), n)
         sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(n, 'wb', 0), errors=e, write_through=True)
                                   for n,e in ((1, 'surrogateescape'), (2, 'backslashreplace')))

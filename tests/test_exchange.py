@@ -258,6 +258,7 @@ def test_reading_and_writing_hold_a_part_in_memory(tmp_path, monkeypatch):
 
 # -- the data set
 
+@pytest.mark.slow # `datasets` writes caches and locks
 def test_load_dataset_reads_the_folder(tmp_path, store, monkeypatch):
     datasets = pytest.importorskip('datasets')
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_OFFLINE', True)
@@ -283,6 +284,7 @@ CHATML = ("{% for m in messages %}{{ '<|' + m.role + '|>' }}{% if m.role == 'ass
           "{{ m.content + eos_token }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
 
+@pytest.mark.slow
 @pytest.mark.parametrize('only_agent', [False, True])
 def test_exported_rows_train_with_trl(tmp_path, store, only_agent):
     trl = pytest.importorskip('trl', reason='trl is not installed: pip install "a3t[bench]"')

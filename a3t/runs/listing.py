@@ -131,13 +131,14 @@ def chosen_run(
 )->Path: # its folder
     "The run that a command means"
     folder = data_folder()/'runs'
-    have = sorted(folder.glob('*/run.json'), key=lambda p: max((q.stat().st_mtime for q in (p, p.with_name('progress.json'))
-                                                                if q.exists())))
+    changed = lambda p: max(q.stat().st_mtime for q in (p, p.with_name('progress.json')) if q.exists())
+    have = sorted(folder.glob('*/run.json'), key=changed)
     if not name and have: return have[-1].parent
     names = [p.parent.name for p in have]
     if name and (run := run_folder(name))/'run.json' in have: return run
     what = f"choose one of {', '.join(sorted(names))}" if names else 'start one with `a3t run PRESET`'
-    raise A3TError(f'there is no run {name!r}{did_you_mean(name, names)}: {what}' if name else f'there are no runs: {what}')
+    if not name: raise A3TError(f'there are no runs: {what}')
+    raise A3TError(f'there is no run {name!r}{did_you_mean(name, names)}: {what}')
 
 # %% ../../nbs/runs/listing.ipynb #list11b
 def show_status(

@@ -53,7 +53,8 @@ def import_function(
                        f'the module, or install it') from e
     if not callable(call := getattr(found, function, None)):
         have = [k for k,v in vars(found).items() if callable(v) and k[0] != '_']
-        raise A3TError(f'the module {module} has no function {function!r}{did_you_mean(function, have)}: correct --agent')
+        raise A3TError(f'the module {module} has no function {function!r}{did_you_mean(function, have)}: correct '
+                       f'--agent')
     return call
 
 # %% ../../nbs/scoring/players.ipynb #play11b
@@ -66,8 +67,8 @@ class Function:
         self.call, self.name = call, name or repr(call)
         self.takes_seed = self._takes(3)
         if not self.takes_seed and not self._takes(2):
-            raise A3TError(f'the agent {self.name} must be a function of (history, info) or (history, info, seed), but it '
-                           f'takes {inspect.signature(call)}: change it')
+            raise A3TError(f'the agent {self.name} must be a function of (history, info) or (history, info, seed), but '
+                           f'it takes {inspect.signature(call)}: change it')
 
     def _takes(self, n):
         try: inspect.signature(self.call).bind(*range(n))
@@ -82,8 +83,9 @@ class Function:
         except A3TError: raise
         except Exception as e:
             at = traceback.extract_tb(e.__traceback__)[-1]
-            raise A3TError(f'the agent {self.name} failed in {traj.task}, step {len(traj) + 1}: {type(e).__name__}: {e} '
-                           f'({Path(at.filename).name}, line {at.lineno}): fix it; finished episodes are kept') from e
+            raise A3TError(f'the agent {self.name} failed in {traj.task}, step {len(traj) + 1}: {type(e).__name__}: '
+                           f'{e} ({Path(at.filename).name}, line {at.lineno}): fix it; finished episodes are kept'
+                           ) from e
         return ('', said) if isinstance(said, str) else said
 
 # %% ../../nbs/scoring/players.ipynb #play15
@@ -105,8 +107,8 @@ def _folder_player(name, folder, base):
     "The player of a folder"
     if (folder/'adapter_config.json').exists() or not (folder/'config.json').exists():
         if not (folder/'adapter_config.json').exists():
-            raise A3TError(f'{folder} is no agent: pass a folder with adapter_config.json (a LoRA adapter) or config.json '
-                           f'(full weights)')
+            raise A3TError(f'{folder} is no agent: pass a folder with adapter_config.json (a LoRA adapter) or '
+                           f'config.json (full weights)')
         named = adapter_model(folder)
         if not (base or named): raise A3TError(f'{folder} does not name its base model: pass --model')
         return Player(name, 'adapter', base or named, file_hash(folder)[:16], folder)
@@ -130,8 +132,8 @@ def player(
     elif (folder := project_path(name, Path.cwd())).is_dir(): return _folder_player(name, folder, base)
     elif re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name) and not name.startswith('.'): found = Player(name, 'hub', name)
     else:
-        raise A3TError(f'there is no agent {name!r}{did_you_mean(name, ("random", *EMBEDDED))}: pass a folder, a hub id, '
-                       f'URL#name, random, or package.module:function')
+        raise A3TError(f'there is no agent {name!r}{did_you_mean(name, ("random", *EMBEDDED))}: pass a folder, a hub '
+                       f'id, URL#name, random, or package.module:function')
     if base and found.kind != 'adapter':
         raise A3TError(f'--model {base} is the base of an adapter, but {name} is none: omit --model')
     return found
