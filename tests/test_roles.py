@@ -1,6 +1,5 @@
 "Three roles: each model plays its part, is checked before the first request, and is counted"
-import ast, os, random, re, signal
-from inspect import signature
+import os, random, re, signal
 import pytest
 from a3t.accumulate import read
 from a3t.core import A3TError, read_json, write_json
@@ -8,7 +7,7 @@ from a3t.models.api import language_model, model_arguments
 from a3t.models.base import gather
 from a3t.models.chatter import without_lead_in
 from a3t.models.ready import require_models, require_server, require_weights
-from a3t.models.roles import ROLES, role_faults, roles_of, server_of
+from a3t.models.roles import ROLES, roles_of, server_of
 from a3t.models.scripted import ScriptedModel
 from a3t.models.server import ServerModel
 from a3t.models.thoughts import past_thoughts
@@ -18,8 +17,8 @@ from a3t.runs.costs import cost_table, run_usage
 from a3t.runs.folders import open_run, stage_folder
 from a3t.runs.manifests import read_manifest
 from a3t.runs.stage import open_stage
-from a3t.settings import ALLOWED, check_settings, load_settings
-from conftest import ROOT, one_line_error
+from a3t.settings import check_settings, load_settings
+from conftest import ROOT
 
 INI = ROOT/'settings.ini'
 HOSTED = 'https://api.openai.com/v1/chat/completions#gpt-4o-mini'
@@ -77,18 +76,6 @@ def test_roles_of_the_stages():
     assert roles_of(S, 'explore', 0) == ['opening_model'] and roles_of(S, 'explore', 1) == ['actre_model', 'model']
     assert roles_of(S | dict(actre='trained'), 'explore', 1) == ['model']
     assert roles_of(S | dict(rounds=1)) == ['model', 'opening_model']
-
-def test_settings_that_messages_name_exist():
-    "In every module of models: 'the setting NAME', 'set NAME =', 'NAME in the setting server'"
-    known = ALLOWED.keys() | signature(ServerModel).parameters.keys()
-    named = set()
-    for path in (ROOT/'a3t'/'models').glob('*.py'):
-        texts = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
-        for text in [t for t in texts if isinstance(t, str)]:
-            pattern = r'\bthe settings? (\w+)\b(?! that| hold)|\bset (\w+) ?=|(\w+) in the setting'
-            named |= set(re.findall(pattern, text))
-    named = {name for groups in named for name in groups if name} - {'of', 'hold', 'alone', 'unknown', 'be'}
-    assert {'server', 'context', 'actre', 'thinking'} <= named <= known, named - known
 
 # -- checked before the first request
 
