@@ -16,10 +16,13 @@ PROSE = {'of', 'that', 'and', 'or', 'are', 'do', 'empty', 'changed', 'for', 'is'
          # words that follow *setting*, and what is no setting by its place
          'before', 'needs', 'steps', 'missing_ok', 'index_topk', 'cpu', 'policy_gradient',
          # of other projects: a key of ATIF, an option of TRL
-         'step_id', 'assistant_only_loss'}
+         'step_id', 'assistant_only_loss',
+         # before *in the setting server*
+         'unknown'}
 VALUE = r'''(?:\{\}|[\w'"\[{-]|\(\))'''
 IN_MESSAGES = [r'\bsettings? ([a-z_]+)(?: and ([a-z_]+))?', rf'(?<![(\w.-])([a-z_]+) ?= ?{VALUE}', r'--set ([a-z_]+)=',
-               r'(?<![\w./{-])([a-z]+(?:_[a-z]+)+)(?![\w.*(/-])']
+               r'(?<![\w./{-])([a-z]+(?:_[a-z]+)+)(?![\w.*(/-])',
+               r'(?<![\w}])([a-z_]+) in the setting server']
 IN_PROSE = [r'\bsettings? `([a-z_]+)`(?: (?:\([^)]*\) )?and `([a-z_]+)`)?',
             rf'`([a-z_]+) ?= ?(?![^`]*\w\(){VALUE}?[^`]*`', r'--set ([a-z_]+)=']
 
