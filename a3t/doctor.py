@@ -124,7 +124,10 @@ def check_server(
     "Does the server of a role answer, with the model, the key and the fields of the settings?"
     what = f'server of {role}'
     try: require_server(settings, role)
-    except A3TError as e: return Check(what, False, *str(e).rpartition(': ')[::2])
+    except A3TError as e:
+        said = str(e).removesuffix(', then start again: finished work is kept') # nothing has started here
+        at = max(said.rfind(': '), said.rfind('; ')) # where the advice begins
+        return Check(what, False, said[:at], said[at + 2:])
     return Check(what, True, f'answers as {model_name(settings, role)}')
 
 def check_models(

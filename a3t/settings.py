@@ -5,16 +5,14 @@
 # %% auto #0
 __all__ = ['REPLACED', 'TASK_TYPES', 'LEVELS', 'ENVIRONMENTS', 'SCHEDULES', 'RUN', 'TASKS', 'MODEL', 'EXPLORING', 'DATA',
            'TRAINING', 'ALLOWED', 'TOGETHER', 'parse_value', 'settings_files', 'read_settings', 'preset_names',
-           'preset_values', 'load_settings', 'Allowed', 'allowed', 'whole', 'number', 'one_of', 'dictionary', 'some',
-           'games_or_path', 'from_to', 'allowed_settings', 'setting_faults', 'check_settings']
+           'preset_values', 'load_settings', 'allowed_settings', 'setting_faults', 'check_settings']
 
 # %% ../nbs/settings.ipynb #setting3
 import ast, configparser, importlib, json, os, re, shlex, shutil, sys, warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from .core import A3TError, brief, data_folder, did_you_mean, project_path, project_root, read_text, shipped_folder
+from .core import A3TError, brief, did_you_mean, project_path, project_root, read_text, shipped_folder
+from .values import Allowed, allowed, dictionary, from_to, games_or_path, number, one_of, some, whole
 
 # %% ../nbs/settings.ipynb #afa9002f
 def parse_value(
@@ -130,83 +128,6 @@ def load_settings(
                        f"{path or 'settings.ini'} lists them all")
     return {**defaults, **{k:_typed(k, v, defaults[k]) for k,v in changes.items()}}
 
-# %% ../nbs/settings.ipynb #setting6
-@dataclass(frozen=True)
-class Allowed:
-    "What a setting may be"
-    words:str       # for people, e.g. 'a whole number, 1 or more'
-    fault:Callable  # function of a value: what is wrong with it; '' if nothing is
-
-def allowed(
-    words:str, # for people
-    fits, # function of a value: is it right?
-    choices=(), # values to guess from
-)->Allowed: # the entry
-    "An entry whose fault is always the same: the value must be something else"
-    return Allowed(words, lambda v: '' if fits(v) else f'must be {words}{did_you_mean(v, choices)}')
-
-# %% ../nbs/settings.ipynb #setting7
-def whole(
-    low:int=0, # least value
-    high:int=2**63, # greatest value
-)->Allowed: # the entry
-    "A whole number"
-    words = f'a whole number, {low} or more' if high == 2**63 else f'a whole number from {low} to {high}'
-    return allowed(words, lambda v: type(v) is int and low <= v <= high)
-
-def number(
-    low:float=0, # least value
-    high:float=inf, # greatest value
-    above:bool=False, # is `low` itself too small?
-    below:bool=False, # is `high` itself too large?
-)->Allowed: # the entry
-    "A finite number"
-    at_least, at_most = 'above' if above else 'from', 'below' if below else 'at most'
-    words = 'a number' + f' {at_least} {low:g}'*(low != -inf) + f', {at_most} {high:g}'*(high != inf)
-    def fits(v):
-        if type(v) not in (int, float) or not low <= v <= high or v in (inf, -inf): return False
-        return not (above and v == low or below and v == high)
-    return allowed(words, fits)
-
-def one_of(
-    *choices, # all the values that are right
-)->Allowed: # the entry
-    "One of a few words"
-    *most, last = [c or 'empty' for c in choices]
-    return allowed(f"{', '.join(most)} or {last}", lambda v: type(v) is str and v in choices, choices)
-
-# %% ../nbs/settings.ipynb #setting8
-def _dictionary(words, value, entries):
-    "The first fault of a dictionary"
-    if type(value) is not dict: return f'must be {words}'
-    for k,v in value.items():
-        if k not in entries: return f'must be {words}: there is no {brief(k)}{did_you_mean(k, entries)}'
-        if fault := entries[k].fault(v): return f'is wrong: {k} = {brief(v)} {fault}'
-    return ''
-
-def dictionary(
-    **entries, # key → `Allowed`
-)->Allowed: # the entry
-    "A dictionary of which every key is known"
-    words = f"a dictionary of {', '.join(entries)}"
-    return Allowed(words, lambda v: _dictionary(words, v, entries))
-
-def _some(words, value, choices, what):
-    "The first fault of a list of words"
-    if type(value) not in (list, tuple) or not value: return f'must be {words}, and not empty'
-    for v in value:
-        if type(v) is not str or not v: return f'must be {words}, but {brief(v)} is no name'
-        if choices and v not in choices: return f'must be {words}: there is no {what} {v!r}{did_you_mean(v, choices)}'
-    return f'must be {words}, each once' if len(set(value)) < len(value) else ''
-
-def some(
-    what:str, # what the words name, e.g. 'split'
-    *choices, # the words to choose from; none: any
-)->Allowed: # the entry
-    "A list of words, at least one"
-    words = f"a list of {what}s" + (f" from {', '.join(choices)}" if choices else '')
-    return Allowed(words, lambda v: _some(words, v, choices, what))
-
 # %% ../nbs/settings.ipynb #settin11
 def _device_fault(value):
     if value in ('', 'cpu'): return ''
@@ -246,29 +167,11 @@ def _server_fault(value):
     return ''
 
 def _modules_fault(value):
-    return '' if value == 'all-linear' else _some('all-linear, or a list of names of matrices', value, (), '')
+    "Names of matrices, or the word for all of them"
+    fault = some('matrix name').fault(value)
+    return f'{fault}; or all-linear' if fault and value != 'all-linear' else ''
 
 # %% ../nbs/settings.ipynb #settin15
-def games_or_path(
-    *choices, # names of games
-)->Allowed: # the entry
-    "Games by name, or a path; whether the path holds games, the environment finds out"
-    def fits(v):
-        if type(v) is not str or not v.strip() or (v[0] == '~' and os.path.expanduser(v) == v): return False
-        word = re.fullmatch(r'[\w-]+', v) # a path has a dot or a slash, or is there
-        return v in choices or not word or any(os.path.exists(p/v)
-                                               for p in (Path(), project_root(), data_folder().parent))
-    return allowed(f"{', '.join(choices)}, or the path of a file or folder", fits, choices)
-
-def from_to(
-    low:int, # least of the first number
-)->Allowed: # the entry
-    "The fewest and the most of something"
-    def fits(v):
-        if type(v) not in (list, tuple) or not all(type(n) is int for n in v): return False
-        return not v or len(v) == 2 and low <= v[0] <= v[1] <= 99
-    return allowed(f'[], or the fewest and the most, from {low} to 99', fits)
-
 TASK_TYPES = ('pick', 'clean', 'heat', 'cool', 'look', 'two')
 LEVELS = ('take', 'cut', 'cook', 'both', 'rooms')
 _NAMED = allowed('easy, all, or the name of a task', lambda v: re.fullmatch('[a-z0-9-]+', v)
@@ -368,13 +271,6 @@ def allowed_settings(
 # the first must not be greater than the second
 TOGETHER = (('min_compositions', 'compositions'), ('stop_successes', 'compositions'))
 
-def _sampler_fault(settings):
-    "A chat model returns no scores"
-    url = str(settings.get('model', '')).partition('#')[0].rstrip('/')
-    if settings.get('sampler') != 'policy' or not url.endswith('/chat/completions'): return []
-    return ['setting sampler = policy needs scores of actions, which a chat model does not return: set another '
-            'sampler, or a model that scores']
-
 # %% ../nbs/settings.ipynb #settin22
 def setting_faults(
     settings:dict, # as `load_settings` gives them; a key that is not in `ALLOWED` may be anything
@@ -386,11 +282,9 @@ def setting_faults(
     faults += [f'setting {k} = {brief(v)} {fault}' for k,v in settings.items() if k in entries
                and (fault := entries[k].fault(v))]
     if faults: return sorted(faults)
-    together = [(a, b) for a,b in TOGETHER if a in settings and settings[a] > settings[b]]
     from a3t.models.roles import role_faults
-    roles = role_faults(settings) if ALLOWED.keys() <= settings.keys() else []
-    return [*_sampler_fault(settings), *roles,
-            *(f'setting {a} = {settings[a]} is greater than {b} = {settings[b]}: lower it' for a,b in together)]
+    return role_faults(settings) + [f'setting {a} = {settings[a]} is greater than {b} = {settings[b]}: lower it'
+                                    for a,b in TOGETHER if settings[a] > settings[b]]
 
 def check_settings(
     settings:dict, # as `load_settings` gives them

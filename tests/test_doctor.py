@@ -100,7 +100,8 @@ def test_weights_of_a_model_on_a_server(place, capsys):
         assert not faults(capsys, model=f'{toy.url}#tiny', **on)
         bad = faults(capsys, model=f'{toy.url}#no/such-model', **on)
         assert 'weights of no/such-model' in bad and 'server of model' not in bad
-    assert 'nobody answers there' in faults(capsys, model=f'{toy.url}#tiny', **on)['server of model']
+    line = faults(capsys, model=f'{toy.url}#tiny', **on)['server of model']
+    assert 'nobody answers there' in line and 'look at its log' not in line and 'finished work' not in line
 
 def test_a_disk_nearly_full(place, capsys, monkeypatch):
     usage = namedtuple('usage', 'total used free')

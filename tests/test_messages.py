@@ -14,10 +14,15 @@ ROOT = Path(__file__).parent.parent
 PROSE = {'of', 'that', 'and', 'or', 'are', 'do', 'empty', 'changed', 'for', 'is', 'say', 'in', 'key', 'options',
          'task_id', 'top_p',
          # words that follow *setting*, and what is no setting by its place
-         'before', 'needs', 'steps', 'missing_ok', 'index_topk', 'cpu', 'policy_gradient'}
+         'before', 'needs', 'steps', 'missing_ok', 'index_topk', 'cpu', 'policy_gradient',
+         # of other projects: a key of ATIF, an option of TRL
+         'step_id', 'assistant_only_loss',
+         # before *in the setting server*
+         'unknown'}
 VALUE = r'''(?:\{\}|[\w'"\[{-]|\(\))'''
 IN_MESSAGES = [r'\bsettings? ([a-z_]+)(?: and ([a-z_]+))?', rf'(?<![(\w.-])([a-z_]+) ?= ?{VALUE}', r'--set ([a-z_]+)=',
-               r'(?<![\w./{-])([a-z]+(?:_[a-z]+)+)(?![\w.*(/-])']
+               r'(?<![\w./{-])([a-z]+(?:_[a-z]+)+)(?![\w.*(/-])',
+               r'(?<![\w}])([a-z_]+) in the setting server']
 IN_PROSE = [r'\bsettings? `([a-z_]+)`(?: (?:\([^)]*\) )?and `([a-z_]+)`)?',
             rf'`([a-z_]+) ?= ?(?![^`]*\w\(){VALUE}?[^`]*`', r'--set ([a-z_]+)=']
 
@@ -38,9 +43,11 @@ def messages(source):
     tree = ast.parse(source)
     called = lambda n: isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in ('A3TError', 'Check',
         'Refused', 'Retry', 'alarm')
+    finds = lambda n: isinstance(n, ast.FunctionDef) and re.search('faults?$', n.name)
     for n in ast.walk(tree):
-        if not (isinstance(n, ast.Raise) or called(n)): continue
-        inner = [x for x in ast.walk(n) if isinstance(x, (ast.Constant, ast.JoinedStr))]
+        if not (isinstance(n, ast.Raise) or called(n) or finds(n)): continue
+        body = n.body[bool(ast.get_docstring(n)):] if finds(n) else [n]
+        inner = [x for b in body for x in ast.walk(b) if isinstance(x, (ast.Constant, ast.JoinedStr))]
         parts = {id(v) for x in inner if isinstance(x, ast.JoinedStr) for v in x.values}
         yield from (text_of(x) for x in inner if id(x) not in parts)
 
@@ -66,6 +73,8 @@ def wrong(pairs, patterns, names):
 def test_messages_name_settings_that_exist():
     texts = [(p, t) for p,source in sources() for t in messages(source)]
     assert len({n for _,t in texts for n in named(t, IN_MESSAGES)} & known()) > 25
+    roles = {n for p,t in texts if p.parent.name == 'models' for n in named(t, IN_MESSAGES)}
+    assert {'server', 'context', 'thinking', 'actre', 'actre_model', 'opening_model', 'opening_trials'} <= roles
     assert not wrong(texts, IN_MESSAGES, known())
 
 def test_documents_name_settings_that_exist():
@@ -82,6 +91,8 @@ def test_a_wrong_name_in_a_message_is_found(text):
               f'{text!r})')
     assert all(named(t, IN_MESSAGES) - known() for t in messages(source)
                if len(t) > 10) and len(list(messages(source))) >= 2
+    found, = messages(f'def role_faults(x):\n    "setting x"\n    return [{text!r}]')
+    assert named(found, IN_MESSAGES) - known()
 
 @pytest.mark.parametrize('text',
                          ['The setting `contxt` is', 'With `quantise = nf4`, it', '--set ruonds=3',

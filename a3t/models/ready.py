@@ -39,6 +39,7 @@ def _missing_files(folder):
     needed = {'config.json':('config.json',), 'weights':WEIGHTS, 'a tokenizer':TOKENIZERS}
     return [what for what,files in needed.items() if not there(files)]
 
+# %% ../../nbs/models/ready.ipynb #ready06b
 def _on_hub(name):
     "Is a model in the cache of the hub, or can it be downloaded? A name of a hosted model is not"
     from huggingface_hub import HfApi, try_to_load_from_cache

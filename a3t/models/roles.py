@@ -6,7 +6,7 @@
 __all__ = ['ROLES', 'model_name', 'server_of', 'roles_of', 'role_faults']
 
 # %% ../../nbs/models/roles.ipynb #roles003
-from .address import is_address
+from .address import is_address, split_address
 
 # %% ../../nbs/models/roles.ipynb #roles006
 ROLES = ('opening_model', 'actre_model', 'model') # each is a setting
@@ -65,4 +65,7 @@ def role_faults(
     if bound and is_address(writer) and 'actre_model' in roles_of(S):
         res.append(f"setting actre = {S['actre']} binds reasons to sentences, which a model on a server cannot do "
                    f"({writer}): set actre_model to a local model, or actre = base")
+    if S['sampler'] == 'policy' and is_address(S['model']) and split_address(S['model'])[2]:
+        res.append('setting sampler = policy needs scores of actions, which a chat model does not return: set another '
+                   'sampler, or a model that scores')
     return res
