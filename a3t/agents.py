@@ -18,7 +18,8 @@ from .models.chat import model_frame
 from .models.constraint import OneOf
 from .models.thoughts import check_not_cut, past_thoughts
 from .prompts import (
-    ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, one_line, parse_step, segments, swapped_parts)
+    ACTRE_INSTRUCTION, actre_brief_segments, actre_segments, one_line, parse_reason, parse_step, segments,
+    swapped_parts)
 
 # %% ../nbs/method/03_agents.ipynb #d1d0d264
 class Cut(str):
@@ -242,18 +243,19 @@ class ActRe:
         seed:int=0, # random seed for this reason
     )->str: # the reason; a `Cut` where `max_tokens` cut it
         "The reason for an action"
-        args = dict(stop=(']\n', '\n'), max_tokens=self.max_tokens, temperature=self.temperature, seed=seed)
         sentences = self.wording.sentences(traj, action) if self.wording else ()
         if len(sentences) == 1: return sentences[0]
         frame = model_frame(self.lm, self.format)
-        if sentences:
-            bound = OneOf(self.lm.tokenizer, [swapped_parts('', s, frame.chat)[1] for s in sentences])
-            args |= dict(constrain=bound, max_tokens=bound.longest)
         write = actre_brief_segments if self.wording else actre_segments
         prompt, shared = ([s.text for s in frame(write(*x, self.instruction, self.exemplar, frame.chat))]
                           for x in ((traj, action), (NOTHING, '')))
+        args = dict(stop=(']\n', '\n'), max_tokens=self.max_tokens, temperature=self.temperature, seed=seed)
+        if sentences:
+            said = [f'{frame.lead}{swapped_parts("", s, frame.chat)[1].rstrip()}{frame.end}' for s in sentences]
+            bound = OneOf(self.lm.tokenizer, said, prompt[-1])
+            args |= dict(constrain=bound, max_tokens=bound.longest)
         out = await _complete(self.lm, prompt, shared, **args)
-        return _text(out, out.text.strip().removeprefix('think[').removesuffix(']'))
+        return _text(out, parse_reason(out.text))
 
 # %% ../nbs/method/03_agents.ipynb #actresett
 @patch(cls_method=True)

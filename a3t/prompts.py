@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KIND_COLOURS', 'ACTRE_INSTRUCTION', 'one_line', 'render_step', 'parse_step', 'Segment', 'step_segments', 'task_text',
-           'opening_segments', 'segments', 'SegmentView', 'steps_of', 'swapped_parts', 'swapped_step',
+           'opening_segments', 'segments', 'SegmentView', 'steps_of', 'swapped_parts', 'parse_reason', 'swapped_step',
            'swapped_segments', 'actre_segments', 'step_in_brief', 'actre_brief_segments']
 
 # %% ../nbs/method/02_prompts.ipynb #c93e1c99
@@ -128,6 +128,14 @@ def swapped_parts(
     between = '\n' if chat else ' think['
     opened = 'think[' if chat else ''
     return f'act[{one_line(action)}]{between}', f'{opened}{one_line(reason)}]\n'
+
+# %% ../nbs/method/02_prompts.ipynb #parsre02
+def parse_reason(
+    text:str, # what ActRe wrote
+)->str: # the reason alone
+    "The reason in an answer of ActRe; the inverse of `swapped_parts`"
+    reason = re.sub(r'^(?:act\[.*?\]\s+)?think\[', '', text.strip())
+    return re.split(r'\] (?:act|think)\[', reason)[0].removesuffix(']')
 
 # %% ../nbs/method/02_prompts.ipynb #swap0001
 def swapped_step(

@@ -3,18 +3,16 @@ import math
 from dataclasses import replace
 import pytest, torch
 from a3t.agents import ReAct, rollout
-from a3t.core import Step, Trajectory, read_json
+from a3t.core import Step, Trajectory
 from a3t.envs.base import ToyHouse
 from a3t.models import engine, forward
 from a3t.models.local import LocalModel
 from a3t.models.packed import Packed
 from a3t.models.scripted import ScriptedModel
 from a3t.models.weights import load_model, tiny_model
-from a3t.quality.agreement import EPISODES, STEPS, agreement, moments, number_format
+from a3t.quality.agreement import EPISODES, STEPS, agreement, moments
 from a3t.quality.alarms import BOUNDS, disagreement, stage_alarms
-from a3t.runs.report import report_html, stage_table, write_report
 from test_alarms import names
-from test_report import make_run
 
 torch.set_num_threads(1)
 HOUSE = ToyHouse()
@@ -31,7 +29,8 @@ def some(policy): return moments(rollout(ToyHouse, HOUSE.tasks('train')[:3], pol
 
 def test_moments():
     step = lambda actor: Step('', 'look', 'room', actor)
-    mixed = Trajectory('t', 'put', 'goal', 'room', tuple(map(step, ['sampled', 'policy', 'sampled', 'policy', 'sampled'])))
+    actors = 'sampled', 'policy', 'sampled', 'policy', 'sampled'
+    mixed = Trajectory('t', 'put', 'goal', 'room', tuple(map(step, actors)))
     assert [len(t) for t in moments([mixed])] == [1, 3]
     assert not moments([]) and not moments([replace(mixed, steps=mixed.steps[:1]), replace(mixed, steps=())])
     many = [replace(mixed, task=str(i)) for i in range(40)]
@@ -52,7 +51,8 @@ def test_a_wrong_engine_is_an_alarm(policy, some, monkeypatch):
         self.positions[1:] += 1
     def unscaled(query, key, value, bias, scale): return attend(query, key, value, bias, 1.)
     def warm(logits, *args): return norm(logits*.9, *args)
-    for place,name,wrong in ((Packed, '__init__', shifted), (forward, 'attend', unscaled), (engine, 'pick_tokens', warm)):
+    errors = (Packed, '__init__', shifted), (forward, 'attend', unscaled), (engine, 'pick_tokens', warm)
+    for place,name,wrong in errors:
         with monkeypatch.context() as m:
             m.setattr(place, name, wrong)
             found = agreement(policy, some)

@@ -1,22 +1,27 @@
-"An episode as a conversation: tokens acted, trained and written by the chat template of many model families are the same"
+"An episode as a conversation: its tokens are those of the chat template, for acting and training alike"
 import json
 from dataclasses import replace
 from functools import lru_cache
-import pytest
+import pytest, torch
 from hypothesis import given, settings, strategies as st
 from tokenizers import AddedToken, Tokenizer
 from a3t.agents import ActRe, ReAct
+from a3t.compose import compose
 from a3t.core import A3TError, Step, Trajectory
-from a3t.data import make_actre_rows, make_row
+from a3t.data import make_actre_rows, make_row, make_rows
 from a3t.envs.base import ToyHouse
 from a3t.models.api import language_model
-from a3t.models.base import Completion, LanguageModel, encode_segments, gather, toy_tokenizer
+from a3t.models.base import Completion, LanguageModel, cut_at_stop, encode_segments, gather, toy_tokenizer
 from a3t.models.chat import MESSAGES, messages_of, model_frame, render, template_frame, tokenizer_frame, turn_ends
 from a3t.models.local import LocalModel
 from a3t.models.toyserver import ToyServer
 from a3t.models.weights import load_model, tiny_model
-from a3t.prompts import actre_segments, one_line, parse_step, segments, swapped_segments
-from chat_templates import EATING, LLAMA_KIND, SMOLLM2, TEMPLATES
+from a3t.prompts import actre_segments, one_line, parse_step, segments
+from a3t.quality.agreement import acted, agreement, moments
+from a3t.train import train
+from chat_templates import EATING, LLAMA_KIND, TEMPLATES
+
+torch.set_num_threads(1)
 
 EXEMPLAR, INSTRUCTION = ToyHouse.exemplar, ToyHouse.instruction
 
@@ -66,8 +71,8 @@ def policy_turns(traj, instruction='', exemplar=None):
     return res
 
 # words, punctuation and line breaks as environments write them; tags that a template might look for
-WORDS = st.lists(st.sampled_from(['a mug 1', 'desk', '.', 'Nothing happens.', '\n', ' ', 'act[', ']', 'think[', 'ü', '5',
-                                  'x>', 'price: $3.99']), max_size=6).map(' '.join)
+WORDS = st.lists(st.sampled_from(['a mug 1', 'desk', '.', 'Nothing happens.', '\n', ' ', 'act[', ']', 'think[', 'ü',
+                                  '5', 'x>', 'price: $3.99']), max_size=6).map(' '.join)
 SAID = WORDS.map(one_line)
 STEPS = st.lists(st.builds(Step, SAID, SAID, WORDS, valid=st.booleans()), max_size=4)
 EPISODES = st.builds(lambda goal, seen, steps: Trajectory('t', 'x', goal or 'put it', seen or 'a room',
@@ -146,6 +151,33 @@ def test_actre_answers_what_the_user_names():
     assert turns[-1]['content'].endswith('act[look]')
     assert turns[2]['content'] == f'think[{EXEMPLAR.steps[0].reason}]'
 
+def test_a_conversation_is_composed(chat_lm):
+    "With ActRe of every kind, and with actions that the policy itself rates"
+    policy, task = ReAct(chat_lm, INSTRUCTION, EXEMPLAR, max_tokens=8, format='chat'), ToyHouse().tasks('train')[0]
+    kinds = dict(free=dict(exemplar=EXEMPLAR), bound=dict(exemplar=EXEMPLAR, grounded=ToyHouse()),
+                 trained=dict(instruction=''))
+    for kind,more in kinds.items():
+        actre = ActRe(chat_lm, max_tokens=8, format='chat', **more)
+        made, = gather([compose(ToyHouse(max_steps=3), task, policy, actre, p=1., sampler='policy', seed=1)])
+        assert [s.actor for s in made.steps] == ['sampled']*len(made.steps) and made.steps
+        assert all(s.valid for s in made.steps)
+        assert kind != 'bound' or all(s.reason for s in made.steps)
+        assert make_row(chat_lm.tokenizer, made, format='chat').n_loss
+
+def test_a_trained_adapter_acts_as_it_was_trained(chat_lm, tmp_path):
+    "It learns a conversation, and then acts in one with the log-probabilities that the trainer computes"
+    rows, _ = make_rows(chat_lm.tokenizer, [EXEMPLAR], observations='mask', format='chat')
+    made = train(chat_lm.engine.model, rows, tmp_path, epochs=12, learning_rate=2e-2, batch_size=1, lora_rank=8,
+                 target_modules='all-linear', gradient_checkpointing=False)
+    assert made['loss_last'] < .7*made['loss_first']
+    policy, some = ReAct(chat_lm.adapter(made['adapter']), format='chat', max_tokens=24), moments([EXEMPLAR])
+    found = agreement(policy, some)
+    assert found['tokens'] > 20 and found['largest'] < 1e-3
+    (prompt, said, logprobs), *_ = acted(policy.lm, policy, some)
+    assert chat_lm.tokenizer.decode(prompt).startswith('<|im_start|>')
+    base = acted(chat_lm, policy, some)[0]
+    assert base[0] == prompt and (base[1], base[2]) != (said, logprobs)
+
 # -- what a template may not do
 
 def refused(template, special=('<|im_end|>',)):
@@ -197,8 +229,11 @@ def chat_folder(tmp_path_factory):
     tok.save_pretrained(folder)
     return folder
 
-def test_a_local_model_is_asked_with_the_templates_tokens(chat_folder, monkeypatch):
-    lm, seen = LocalModel(*load_model(chat_folder, device='cpu'), slots=2), []
+@pytest.fixture(scope='module')
+def chat_lm(chat_folder): return LocalModel(*load_model(chat_folder, device='cpu', dtype=torch.float32), slots=4)
+
+def test_a_local_model_is_asked_with_the_templates_tokens(chat_lm, monkeypatch):
+    lm, seen = chat_lm, []
     ask = lm.engine.ask
     def listen(**kw):
         seen.append(kw['ids'])
@@ -211,16 +246,41 @@ def test_a_local_model_is_asked_with_the_templates_tokens(chat_folder, monkeypat
     assert seen.pop(0)[-3:] == tok('<|im_start|>assistant\n').input_ids[-3:]
     assert turn_ends(tok) <= lm.engine.ends
 
-def test_scores_are_of_the_templates_answers(chat_folder):
-    lm = LocalModel(*load_model(chat_folder, device='cpu'), slots=2)
-    policy, tok = ReAct(lm, format='chat'), lm.tokenizer
+def test_scores_are_of_the_templates_answers(chat_lm):
+    policy = ReAct(chat_lm, format='chat')
     score, = gather([policy.scores(EXEMPLAR, ['look'], 'I see.')])[0:1]
     prompt = ''.join(policy.prompt(EXEMPLAR))
-    same, = gather([lm.score(prompt + 'think[I see.]', [' act[look]<|im_end|>'])])
+    same, = gather([chat_lm.score(prompt + 'think[I see.]', [' act[look]<|im_end|>'])])
     assert score == pytest.approx(same, abs=1e-3)
 
-def test_bound_reasons_work_in_chat(chat_folder):
-    lm, house = LocalModel(*load_model(chat_folder, device='cpu'), slots=2), ToyHouse()
+@pytest.mark.parametrize('name', ['Mistral v0.2', 'Phi-3', 'Qwen 3'])
+def test_scored_and_bound_tokens_are_those_trained(chat_lm, monkeypatch, name):
+    "Tokens after a special token differ from those after a line break in Llama's tokenizers"
+    tok, asked = tokenizer_of(name), []
+    async def listen(**kw):
+        asked.append(kw)
+        return Completion('', [], [], 1, 'end')
+    monkeypatch.setattr(chat_lm.engine, 'tokenizer', tok)
+    monkeypatch.setattr(chat_lm.engine, 'ask', listen)
+    traj, start = replace(EXEMPLAR, steps=(Step('', 'look', 'A room.'),)), replace(EXEMPLAR, steps=())
+    gather([ReAct(chat_lm, format='chat').scores(start, ['look'])])
+    row, scored = list(make_row(tok, traj, format='chat').input_ids), asked.pop()
+    ids = scored['ids'] + [scored['trees'][0].tokens[node] for node in scored['trees'][0].paths[0]]
+    assert row[:len(ids)] == ids and len(ids) > len(scored['ids'])
+    actre = ActRe(chat_lm, EXEMPLAR, instruction='', grounded=ToyHouse(), format='chat')
+    actre.wording.sentences = lambda *args: ['I see.', 'It is near.']
+    gather([actre(start, 'look')])
+    bound, frame = asked.pop(), template_frame(tok)
+    for reason in ('I see.', 'It is near.'):
+        said, asks = [], [s.text for s in frame(actre_segments(start, 'look', '', chat=True))]
+        whole = encode_segments(tok, [*asks, f'{frame.lead}think[{reason}]{frame.end}'])
+        for token in whole[len(encode_segments(tok, asks)):]:
+            assert token in bound['constrain'].next(said)
+            said.append(token)
+        assert not bound['constrain'].next(said)
+
+def test_bound_reasons_work_in_chat(chat_lm):
+    lm, house = chat_lm, ToyHouse()
     history = replace(EXEMPLAR, steps=EXEMPLAR.steps[:1])
     actre = ActRe(lm, EXEMPLAR, grounded=house, format='chat')
     for action in ('go to desk', 'take mug'):
@@ -234,28 +294,34 @@ def test_a_chat_server_gets_messages():
         lm = language_model(f'{server.url}/chat/completions#toy', server=fields)
         traj = replace(EXEMPLAR, steps=EXEMPLAR.steps[:2])
         assert gather([ReAct(lm, INSTRUCTION, EXEMPLAR, format='chat')(traj, {})]) == [parse_step(said)]
-        assert gather([ActRe(lm, EXEMPLAR, format='chat')(traj, 'take mug')]) == ['I need it.] act[take mug']
+        assert gather([ActRe(lm, EXEMPLAR, format='chat')(traj, 'take mug')]) == ['I need it.']
         bodies = [body for path,body,_ in server.requests]
     expected = policy_turns(traj, INSTRUCTION, EXEMPLAR)
     assert bodies[0]['messages'] == [dict(role=r, content=c) for r,c in expected]
     assert all(b['reasoning_effort'] == 'low' and 'top_k' not in b for b in bodies)
     assert bodies[1]['messages'][-1]['content'].endswith('act[take mug]')
 
-def test_a_thought_is_not_an_action(monkeypatch):
-    "Neither on a chat server nor in a local model, whose later prompts do not hold it"
-    thought = '<think>\nact[dance]\n</think>\n\nthink[I see.] act[look]'
-    with ToyServer(lambda body: thought) as server:
-        lm = language_model(f'{server.url}/chat/completions#toy')
-        assert gather([ReAct(lm, format='chat')(EXEMPLAR, {})]) == [('I see.', 'look')]
-    class Thinker(LanguageModel):
+THOUGHT, LEAD_IN = '<think>\nact[dance]\n</think>\n\n', 'Sure! Here is the answer:'
+STEP = 'think[I see.] act[look]'
+
+@pytest.mark.parametrize('format', ['text', 'chat'])
+@pytest.mark.parametrize('before', [THOUGHT, f'{LEAD_IN} ', f'{LEAD_IN}\n', f'{THOUGHT}{LEAD_IN}\n'])
+def test_neither_a_thought_nor_a_lead_in_is_part_of_a_step(format, before):
+    "On a chat server and in a local model, for the policy and for ActRe"
+    class Talker(LanguageModel):
         tokenizer = tokenizer_of('Qwen 3')
         async def complete(self, prompt, *, stop=(), **kw):
-            text = ''.join(prompt)
-            said = thought[len(text.rpartition('<|im_start|>assistant\n')[2]):]
-            cut = min([said.find(s) for s in stop if s in said], default=len(said))
-            return Completion(said[:cut], [1], [0.], 1, 'stop')
-    policy = ReAct(Thinker(), format='chat')
-    assert gather([policy(EXEMPLAR, {})]) == [('I see.', 'look')]
+            said = before + STEP
+            for n in range(len(said), 0, -1): # what it has written so far is the end of the prompt
+                if ''.join(prompt).endswith(said[:n]): break
+            else: n = 0
+            text, found = cut_at_stop(said[n:], stop)
+            return Completion(text, [1], [0.], 1, 'stop' if found else 'end')
+    with ToyServer(lambda body: before + STEP) as server:
+        for lm in (language_model(f'{server.url}/chat/completions#toy'), Talker()):
+            policy = ReAct(lm, format=format)
+            assert gather([policy(EXEMPLAR, {})]) == [('I see.', 'look')]
+            assert gather([ActRe(lm, EXEMPLAR, format=format)(EXEMPLAR, 'look')]) == ['I see.']
     after = replace(EXEMPLAR, steps=(*EXEMPLAR.steps, Step('I see.', 'look', 'A room.')))
     assert '<think>' not in ''.join(policy.prompt(after))
 

@@ -193,8 +193,7 @@ async def score(self:ServerModel, prompt, candidates):
     if not (candidates := list(candidates)): return []
     name = await self.ready()
     start = self.prompt_of(segments)
-    by_token, bos = not isinstance(start, str), self.prompt_of(())
-    texts = [start + self.prompt_of((c,))[len(bos):] for c in candidates]
+    by_token, texts = not isinstance(start, str), [self.prompt_of((*segments, c)) for c in candidates]
     async def some(part):
         body = dict(model=name, prompt=part, max_tokens=0, temperature=0., echo=True, logprobs=1)
         choices = sorted((await self.ask_model('/completions', body))['choices'], key=lambda c: c.get('index') or 0)

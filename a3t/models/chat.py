@@ -71,7 +71,6 @@ def instruction_inside(
 
 # %% ../../nbs/models/chat.ipynb #read0001
 DAY = '26 Jul 2024' # the default of Llama 3's template
-SYSTEM, USER, ANSWER = 'Mark0 the mug.', 'Mark{}: you see a mug 1.\nIt is red.', 'think[I need mark{}.] act[take mug 1]'
 
 def render(
     tokenizer, # a transformers tokenizer with a chat template
@@ -82,6 +81,9 @@ def render(
     if 'strftime_now' in template: template = f'{{% macro strftime_now(form) %}}{DAY}{{% endmacro %}}{template}'
     return tokenizer.apply_chat_template([dict(role=r, content=t) for r,t in turns], tokenize=False, date_string=DAY,
                                          chat_template=template, add_generation_prompt=turns[-1][0] == 'user')
+
+# %% ../../nbs/models/chat.ipynb #read000a
+SYSTEM, USER, ANSWER = 'Mark0 the mug.', 'Mark{}: you see a mug 1.\nIt is red.', 'think[I need mark{}.] act[take mug 1]'
 
 def marked_turns(
     n:int, # number of turns after the instruction
@@ -117,6 +119,7 @@ def turn_end(
         return token + re.match(r'\s*', text[len(token):])[0] if eats else token
     return re.match(r'\s*', text)[0]
 
+# %% ../../nbs/models/chat.ipynb #read000b
 def frame_with(
     tokenizer, # a transformers tokenizer with a chat template
     system:bool, # does the conversation begin with a system turn?
@@ -148,6 +151,7 @@ def fits(
         if not theirs.startswith(ours) or theirs != ours and not frame.notes: return False
     return True
 
+# %% ../../nbs/models/chat.ipynb #check00a
 @lru_cache(maxsize=64)
 def template_frame(
     tokenizer, # a transformers tokenizer
@@ -195,6 +199,7 @@ def tokenizer_frame(
     name = getattr(tokenizer, 'name_or_path', '') or 'this model'
     raise A3TError(f'the tokenizer of {name} has no chat template: set format = text, or choose a chat model')
 
+# %% ../../nbs/models/chat.ipynb #which00a
 def model_frame(
     lm, # a `LanguageModel`
     format:str='text', # 'text' or 'chat'

@@ -7,21 +7,19 @@ __all__ = ['OneOf']
 
 # %% ../../nbs/models/constraint.ipynb #h1imports
 from collections import defaultdict
-from functools import lru_cache
+from .base import encode_each
 
 # %% ../../nbs/models/constraint.ipynb #73c8ff42
-@lru_cache(2**16)
-def _token_ids(tokenizer, text): return tuple(tokenizer(text, add_special_tokens=False).input_ids)
-
 class OneOf:
     "A constraint for `complete`: only these answers"
     def __init__(self,
         tokenizer, # a transformers tokenizer
         texts, # the answers that are allowed
+        after:str='', # the last segment of the prompt, on which the tokens of an answer may depend
     ):
         self.texts, self.longest = list(texts), 0 # tokens of the longest answer
         self.follows = defaultdict(dict) # token ids so far → what may come next, in order of appearance
-        for ids in (_token_ids(tokenizer, t) for t in self.texts):
+        for ids in (encode_each(tokenizer, (after, t))[-1] for t in self.texts):
             self.longest = max(self.longest, len(ids))
             for n in range(len(ids)): self.follows[ids[:n]][ids[n]] = None
 

@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'SUPPORTED', 'STATIC', 'LIMITS', 'NO_LIMIT', 'lazy_zeros', 'SlotCache', 'attend', 'as_bias',
            'attend_shared_prefix', 'attend_singles', 'slot_window', 'slot_attention', 'attention', 'forward',
            'sorted_weights', 'patched_forwards', 'unsupported', 'text_config', 'context_length', 'clear_errors',
-           'plain_logprobs', 'check_causal', 'check_gap']
+           'plain_logprobs', 'check_causal', 'check_gap', 'plain_generation']
 
 # %% ../../nbs/models/forward.ipynb #h1imports
 import contextlib, inspect, math, mmap, sys
@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from fastcore.basics import patch
 from ..core import A3TError
-from .packed import Packed, Part, group_mask, single_mask
+from .packed import Packed, group_mask, single_mask
 from .weights import native_bf16
 
 # %% ../../nbs/models/forward.ipynb #7a6e1f6d
@@ -321,3 +321,15 @@ def check_gap(
     if not gap < rounding:
         raise A3TError(f'{type(model).__name__} gives a token other probabilities when more text follows it (they '
                        f'differ by {gap:.2g}): choose a causal language model')
+
+# %% ../../nbs/models/forward.ipynb #fwdgen02
+@contextlib.contextmanager
+def plain_generation(
+    model, # a transformers model
+):
+    "Inside, `generate` neither ends nor changes a text by itself: no end token, penalty or forced token"
+    from transformers import GenerationConfig
+    was, model.generation_config = model.generation_config, GenerationConfig()
+    try: yield
+    finally: model.generation_config = was
+

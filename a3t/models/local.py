@@ -10,7 +10,7 @@ import copy, random, sys
 import torch
 from fastcore.basics import patch
 from ..core import A3TError
-from .base import Completion, ContextFull, LanguageModel, encode_segments
+from .base import Completion, ContextFull, LanguageModel, as_segments, encode_each, encode_segments
 from .engine import Engine
 from .forward import context_length
 from .slots import Slots, Tree
@@ -69,7 +69,8 @@ async def complete(self:LocalModel, prompt, *, stop=(), max_tokens=64, temperatu
 @patch
 async def score(self:LocalModel, prompt, candidates):
     "Score candidates; see `LanguageModel.score`"
-    texts = [encode_segments(self.tokenizer, [c])[len(encode_segments(self.tokenizer, [])):] for c in candidates]
+    last = ('', *as_segments(prompt))[-1] # tokens of a candidate may depend on what comes before it
+    texts = [encode_each(self.tokenizer, (last, c))[-1] for c in candidates]
     ids, trees = self._tokens(prompt, max(map(len, texts), default=0)), []
     if not texts: return []
     for t in texts:

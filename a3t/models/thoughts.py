@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['THOUGHT', 'THOUGHT_OPENS', 'THOUGHT_CLOSES', 'ANSWER', 'THOUGHT_FLAGS', 'without_thoughts', 'thought_too_long',
-           'closing_tag', 'check_not_cut', 'past_thoughts']
+           'closing_tag', 'check_not_cut', 'past_lead_in', 'past_thoughts']
 
 # %% ../../nbs/models/thoughts.ipynb #h1imports
 import re
@@ -72,6 +72,19 @@ def check_not_cut(
         raise ContextFull(f'an answer was cut after {len(out.token_ids)} of {max_tokens} tokens, because the context '
                           f'is full: raise the setting context (a model has its own limit), or shorten the prompt')
 
+# %% ../../nbs/models/thoughts.ipynb #leadin02
+async def past_lead_in(
+    lm, # a `LanguageModel`
+    prompt, # as for `complete`
+    out:Completion, # its answer to the prompt
+    **kwargs, # further arguments of `complete`
+)->Completion: # the answer, without a lead-in before it
+    "Remove a lead-in; where the answer is nothing but a lead-in, the model writes one more line"
+    rest = without_lead_in(out.text)
+    if rest.strip() or not out.text.strip() or out.finish != 'stop': return replace(out, text=rest)
+    out = await lm.complete((*as_segments(prompt), f'{out.text}\n'), **kwargs)
+    return replace(out, text=without_lead_in(out.text))
+
 # %% ../../nbs/models/thoughts.ipynb #think005b
 async def past_thoughts(
     lm, # a `LanguageModel`
@@ -80,16 +93,19 @@ async def past_thoughts(
     **kwargs, # further arguments of `complete`
 )->Completion: # the answer, without the thought and the lead-in before it
     "Complete a prompt; a thought before the answer has its own token limit and is removed"
-    out = await lm.complete(prompt, stop=stop, max_tokens=max_tokens, **kwargs)
+    kwargs |= dict(stop=stop)
+    out = await lm.complete(prompt, max_tokens=max_tokens, **kwargs)
     if not (opened := re.match(rf'\s*({THOUGHT_OPENS})', out.text, THOUGHT_FLAGS)):
-        return replace(out, text=without_lead_in(out.text))
+        return await past_lead_in(lm, prompt, out, max_tokens=max_tokens, **kwargs)
     if (answer := without_thoughts(out.text)[0].strip()):
         return replace(out, text=without_lead_in(answer))
     close, head = closing_tag(opened[1]), (*as_segments(prompt), f'{opened[1]}\n')
-    thought = await lm.complete(head, stop=(close,), max_tokens=lm.thinking, **kwargs)
+    thought = await lm.complete(head, max_tokens=lm.thinking, **kwargs | dict(stop=(close,)))
     check_not_cut(thought, lm.thinking)
     if thought.finish == 'length': raise thought_too_long(lm.thinking)
-    out = await lm.complete((*head, f'{thought.text}{close}\n\n'), stop=stop, max_tokens=max_tokens, **kwargs)
+    prompt = *head, f'{thought.text}{close}\n\n'
+    out = await lm.complete(prompt, max_tokens=max_tokens, **kwargs)
     if re.match(rf'\s*({THOUGHT_OPENS})', out.text, THOUGHT_FLAGS): raise thought_too_long(lm.thinking)
     framed = ANSWER.match(out.text)
-    return replace(out, text=without_lead_in(framed[3] if framed else out.text))
+    out = replace(out, text=framed[3]) if framed else out
+    return await past_lead_in(lm, prompt, out, max_tokens=max_tokens, **kwargs)

@@ -12,7 +12,6 @@ import torch
 from ..core import seed_for
 from ..data import Row
 from ..models.base import ContextFull, encode_segments, gather
-from ..prompts import segments
 from ..train import TrainingSettings, plan_compute
 from ..training.batches import row_logprobs
 
@@ -39,9 +38,9 @@ def acted(
 )->list: # of (prompt, answer, log-probability of each token of the answer); without prompts that fill the context
     "What the policy writes at each moment, as token ids"
     async def one(i, t):
-        prompt = [s.text for s in segments(t, policy.instruction, policy.exemplar)]
+        prompt = policy.prompt(t)
         try: out = await lm.complete(prompt, stop=('\n',), max_tokens=policy.max_tokens,
-                                            temperature=policy.temperature, seed=seed_for(seed, i))
+                                     temperature=policy.temperature, seed=seed_for(seed, i))
         except ContextFull: return None
         return encode_segments(lm.tokenizer, prompt), list(out.token_ids), list(out.logprobs)
     return [x for x in gather([one(*x) for x in enumerate(some)]) if x and x[1]]
