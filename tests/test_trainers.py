@@ -169,7 +169,7 @@ def test_the_examples_of_the_guide(name, tmp_path):
     package = name.lower()
     if not importlib.util.find_spec(package): pytest.skip(f'{package} is not installed: {install_command(package)}')
     got, shown = example(name, tmp_path)
-    assert got == shown
+    assert got.endswith(shown) # TRL prints times first
 
 @pytest.mark.slow
 def test_fifty_connections_see_what_they_see_alone(alfworld):

@@ -16,11 +16,11 @@ class TextGame:
     def __init__(self,
         world:World, # where it plays
     ):
-        self._session = world.session()
+        self.session = world.session()
 
     def reset(self, task, seed=0, **row):
         "Begin the episode of a row of the data set; returns the first message"
-        return self._session.reset(task, seed)
+        return self.session.reset(task, seed)
 
     def act(self, command: str) -> str:
         """
@@ -32,11 +32,11 @@ class TextGame:
         Returns:
             What you see then.
         """
-        return self._session.act(command)
+        return self.session.act(command)
 
     def get_reward(self):
         "The reward of the episode; raises what the environment raised"
-        return self._session.reward
+        return self.session.reward
 
 # %% ../../nbs/trainers/trl.ipynb #trl009
 def environment_factory(
