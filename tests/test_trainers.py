@@ -1,4 +1,4 @@
-"Worlds in others' trainers: sessions share nothing, an engine that breaks is never reward 0, and the real packages play"
+"Worlds in the trainers of others: sessions share nothing, a broken engine is never reward 0, the real packages play"
 import asyncio, importlib.util, os, pickle, random, re, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
