@@ -68,8 +68,12 @@ def handle(self:ToyServer, handler, body):
     if t == 'garbage': return self.send(handler, 200, b'<html>')
     res = self.answer(body)
     if isinstance(res, str):
-        choice = dict(index=0, message=dict(content=res)) if 'messages' in body else dict(index=0, text=res)
-        words = len(str(body.get('messages') or body.get('prompt')).split())
+        words, said = len(str(body.get('messages') or body.get('prompt')).split()), len(res.split())
+        chat = 'messages' in body
+        choice = dict(index=0, message=dict(role='assistant', content=res)) if chat else dict(index=0, text=res)
         res = dict(choices=[dict(choice, finish_reason='stop')],
-                   usage=dict(prompt_tokens=words, completion_tokens=len(res.split())))
+                   usage=dict(prompt_tokens=words, completion_tokens=said))
+        if chat: # strict clients check these fields
+            res |= dict(id='toy', object='chat.completion', created=0, model=body.get('model', 'toy'))
+            res['usage']['total_tokens'] = words + said
     self.send(handler, 200, res, cut=t == 'cut')
