@@ -6,7 +6,7 @@
 __all__ = ['WON', 'ACTED', 'BRIEF', 'COUNTED', 'KEPT', 'PICKED', 'Filter', 'read_filter', 'Piece', 'texts', 'holding',
            'is_stored', 'parsed', 'Collection', 'pick', 'key', 'position', 'trajectory', 'rows', 'choices', 'next_pair']
 
-# %% ../../nbs/view/store.ipynb #vs02
+# %% ../../nbs/view/store.ipynb #vst02
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache, partial
@@ -17,7 +17,7 @@ from ..core import A3TError, Trajectory, did_you_mean, to_row
 from ..exchange.export import told
 from ..exchange.formats import Record, records
 
-# %% ../../nbs/view/store.ipynb #vs05
+# %% ../../nbs/view/store.ipynb #vst05
 WON = dict(yes='won', no='lost', unknown='no claim') # value in an address → label
 ACTED = dict(policy='only the policy', sampled='some actions sampled')
 
@@ -56,7 +56,7 @@ def read_filter(
             raise A3TError(f"--only {p}{did_you_mean(name, names)}: write FIELD=VALUE with a field of {', '.join(names)}")
     return Filter(**given)
 
-# %% ../../nbs/view/store.ipynb #vs08
+# %% ../../nbs/view/store.ipynb #vst08
 BRIEF = ('task', 'task_type', 'goal', 'reward', 'won', 'source', 'round', 'full') # what lists and filters read
 COUNTED = dict(steps='"action": "', sampled='"actor": "sampled"', invalid='"valid": false')
 
@@ -91,7 +91,7 @@ def texts(
     "A file with its texts"
     return piece.load(None)
 
-# %% ../../nbs/view/store.ipynb #vs10
+# %% ../../nbs/view/store.ipynb #vst10
 def _said(trajectory):
     "All texts of the steps"
     return (x for s in trajectory for x in (s['reason'], s['action'], s['observation']))
@@ -113,7 +113,7 @@ def holding(
         found[i] = any(q.lower() in text.lower() for text in _said(json.loads(table['steps'][i].as_py())))
     return found & rows
 
-# %% ../../nbs/view/store.ipynb #vs13
+# %% ../../nbs/view/store.ipynb #vst13
 def is_stored(
     path:Path, # a file
 )->bool: # can its columns be read apart?
@@ -143,7 +143,7 @@ def parsed(
     table = pa.Table.from_pylist(rows, schema=pa.schema([f for f in SCHEMA if f.name != 'way']))
     return Piece(lambda columns: table.select(columns) if columns else table), faults
 
-# %% ../../nbs/view/store.ipynb #vs15
+# %% ../../nbs/view/store.ipynb #vst15
 class Collection:
     "All trajectories of a source"
     def __init__(self,
@@ -179,7 +179,7 @@ class Collection:
 
     def __len__(self): return len(self.table)
 
-# %% ../../nbs/view/store.ipynb #vs17
+# %% ../../nbs/view/store.ipynb #vst17
 PICKED = 20 # filters whose result is kept
 
 def _patch(f): setattr(Collection, f.__name__, f)
@@ -224,7 +224,7 @@ def position(self,
         if i < len(self) and self.table['part'][i].as_py() == part: return i
     raise A3TError(f'{self.path.name} has no trajectory {key}: was it made from another run? Open the list')
 
-# %% ../../nbs/view/store.ipynb #vs18
+# %% ../../nbs/view/store.ipynb #vst18
 def _piece(self, i):
     "(piece, row in it) of a position"
     k = int(np.searchsorted(self.starts, i, 'right')) - 1
@@ -260,7 +260,7 @@ def choices(self)->dict: # name of a filter → {value: number of trajectories}
         self._choices['round'] = dict(sorted(self._choices['round'].items(), key=lambda x: int(x[0])))
     return self._choices
 
-# %% ../../nbs/view/store.ipynb #vs23
+# %% ../../nbs/view/store.ipynb #vst23
 def _group(self, i):
     "Which trajectories are of the same part and round"
     t = self.table
