@@ -8,7 +8,7 @@ LAYERS = ( # from the ground up: a module imports from its own layer or from tho
     ('settings',), ('agents',),
     ('compose', 'accumulate', 'losses', 'data', 'evaluate'),
     ('opening', 'training'), ('train',), ('quality', 'exchange', 'envs.webshop.browser'), ('runs',),
-    ('scoring',), ('doctor', 'bench'), ('cli',))
+    ('scoring', 'view'), ('doctor', 'bench'), ('cli',))
 MODULE_LINES, FUNCTION_LINES, CELL_LINES = 400, 40, 40
 
 def modules():

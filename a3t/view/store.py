@@ -65,7 +65,7 @@ class Piece:
     def __init__(self,
         load, # function of a list of columns (`None`: all) that returns them as a `pa.Table`
     ):
-        self.load, self._counts = load, None
+        self.load, self._counts = load, {}
         table = load([*BRIEF])
         default = Trajectory.__dataclass_fields__
         of = lambda f: (table[f].combine_chunks() if f in table.column_names # a later field
@@ -74,13 +74,14 @@ class Piece:
 
     def __len__(self): return len(self.brief)
 
-    @property
-    def counts(self)->dict: # `steps`, `sampled` and `invalid` → a number for each row
-        "How many steps each trajectory has"
-        if self._counts is None:
-            steps = texts(self)['steps']
-            self._counts = {k:pc.count_substring(steps, v).to_numpy() for k,v in COUNTED.items()}
-        return self._counts
+    def count(self,
+        name:str, # a key of `COUNTED`
+    )->np.ndarray: # a number for each row
+        "How many steps each trajectory has, or how many of a kind"
+        if name not in self._counts:
+            steps = self.load(['steps'])['steps']
+            self._counts[name] = pc.count_substring(steps, COUNTED[name]).to_numpy()
+        return self._counts[name]
 
 KEPT = 4 # files whose texts stay in memory
 
@@ -199,7 +200,7 @@ def pick(self,
     if f.won: mask &= yes(claims[f.won])
     for piece,start in zip(self.pieces, self.starts):
         rows = mask[start:start+len(piece)] # a view: what changes in it, changes in the mask
-        if f.acted and rows.any(): rows &= (piece.counts['sampled'] > 0) == (f.acted == 'sampled')
+        if f.acted and rows.any(): rows &= (piece.count('sampled') > 0) == (f.acted == 'sampled')
         if f.q and rows.any(): rows &= holding(piece.load(None), f.q, rows)
     while len(self._picked) >= PICKED: self._picked.pop(next(iter(self._picked)))
     self._picked[f] = np.flatnonzero(mask)
@@ -246,7 +247,7 @@ def rows(self,
     res = []
     for i in map(int, positions):
         piece, row = _piece(self, i)
-        res.append(self.table.slice(i, 1).to_pylist()[0] | {k:int(v[row]) for k,v in piece.counts.items()}
+        res.append(self.table.slice(i, 1).to_pylist()[0] | {k:int(piece.count(k)[row]) for k in COUNTED}
                    | dict(key=self.key(i), position=i))
     return res
 
