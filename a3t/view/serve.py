@@ -84,10 +84,11 @@ class Show(Shown):
 class Compare(Shown):
     "Two trajectories of a task"
     keys = (('d', 'first difference'), ('j k', 'next, previous step'), ('n p', 'next, previous task of the same two'), ('s', 'swap'),
-            ('Esc', 'the left one alone'))
+            ('Esc', 'one alone'))
     def get(self):
-        site, given = self.site, self.filter.given
-        a, b = (site.position(self.get_query_argument(k)) for k in 'ab')
+        site, f = self.site, self.filter
+        given, (a, b) = f.given, [site.position(self.get_query_argument(k)) for k in 'ab']
+        alone = b if b in site.pick(f) and a not in site.pick(f) else a # the one of the list
         pair = Pair(site.trajectory(a), site.trajectory(b))
         if pair.left.task != pair.right.task: raise A3TError('these are two tasks: compare trajectories of one task')
         to = lambda x, y: pair_link(site, x, y, given)
@@ -96,7 +97,7 @@ class Compare(Shown):
         self.render('compare', goal=pair.left.goal, rows=pair.rows, marks=pair.marks, first=next(iter(pair.marks), None),
                     sides=((site.key(a), pair.left), (site.key(b), pair.right)), keys=self.keys, swapped=to(b, a),
                     lefts=choose(a, lambda x: (x, b)), rights=choose(b, lambda x: (a, x)), before=near(-1), after=near(1),
-                    back=link('/episode', at=site.key(a), **given))
+                    back=link('/episode', at=site.key(alone), **given))
 
 # %% ../../nbs/view/serve.ipynb #vse11
 def view_site(

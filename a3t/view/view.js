@@ -5,7 +5,8 @@ function go(e) {
   if (!e) return
   e.focus({preventScroll: true})
   e.scrollIntoView({block: 'nearest'})
-  history.replaceState(null, '', '#' + encodeURIComponent(e.closest('[id]').id))
+  // browsers refuse this for files
+  if (location.protocol !== 'file:') history.replaceState(null, '', '#' + encodeURIComponent(e.closest('[id]').id))
 }
 
 addEventListener('keydown', event => {
@@ -26,11 +27,12 @@ addEventListener('keydown', event => {
 })
 
 // the place in the address: a row, a step, or an episode of a single page
-const place = document.getElementById(decodeURIComponent(location.hash.slice(1)))
-if (place) {
+addEventListener('load', () => {
+  const place = document.getElementById(decodeURIComponent(location.hash.slice(1)))
+  if (!place) return
   if (place.tagName === 'DETAILS') place.open = true
   go(place.matches('.stop') ? place : place.querySelector('.stop'))
-}
+})
 
 // a filter applies at once, and empty fields stay out of the address
 const form = document.querySelector('form')
