@@ -1,7 +1,7 @@
-"""How long `a3t view` takes with many trajectories: python tests/scale_view.py [trajectories, 100000 by default] [folder]
+"""How long `a3t view` takes with many trajectories: python tests/scale_view.py [TRAJECTORIES] [FOLDER]
 
-The committed AlfWorld trajectories again and again, each with a goal of its own, in files of 2,000. Prints seconds of the clock and of
-the processor for the start, the first page, and pages that need more."""
+Takes the committed AlfWorld trajectories again and again (100,000 by default), each with a goal of its own, in files of
+2,000. Prints seconds of the clock and of the processor for the start, the first page, and pages that need more."""
 import subprocess, sys, tempfile, time, urllib.request
 from dataclasses import replace
 from itertools import cycle, islice
@@ -20,7 +20,8 @@ def fill(folder, n):
 def measure(folder):
     "Start the command and open pages"
     code = f'import sys; from a3t.cli import main; sys.exit(main(["view", {str(folder)!r}]))'
-    begin, server = time.perf_counter(), subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    begin = time.perf_counter()
+    server = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     used = psutil.Process(server.pid)
     def tell(name, begin, before):
         spent = sum(used.cpu_times()[:2])

@@ -1,5 +1,5 @@
 "`a3t view`: filters and pages, links, escaping, two side by side, one file, and keys in a real browser"
-import http.client, json, re, urllib.error, urllib.request
+import http.client, re, urllib.error, urllib.request
 from dataclasses import replace
 from html import unescape
 from urllib.parse import quote
@@ -22,21 +22,23 @@ N = 130 # trajectories of `many`, on three pages
 
 def made(i, **kw):
     "A trajectory of its own"
-    step = Step(f'Reason {i}.', f'go to shelf {i}', f'You see\nnothing {i}.', actor='sampled' if i % 10 == 0 else 'policy', valid=i % 7 > 0)
-    return Trajectory(f'task/{i}', ('pick', 'clean')[i % 2], f'goal number {i}', 'You see a shelf.', (step, step)[:1 + i % 2], won=i % 3 == 0,
-                      source='composed' if i % 10 == 0 else 'policy', **kw)
+    actor, source = ('sampled', 'composed') if i % 10 == 0 else ('policy', 'policy')
+    step = Step(f'Reason {i}.', f'go to shelf {i}', f'You see\nnothing {i}.', actor=actor, valid=i % 7 > 0)
+    return Trajectory(f'task/{i}', ('pick', 'clean')[i % 2], f'goal number {i}', 'You see a shelf.',
+                      (step, step)[:1 + i % 2], won=i % 3 == 0, source=source, **kw)
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     "A run: three rounds of one task, hostile texts, and many others"
     folder = tmp_path_factory.mktemp('view')/'mine'
-    lost = replace(HOUSE, won=False, reward=0., round=0, steps=(*HOUSE.steps[:2], replace(HOUSE.steps[2], reason='Else.'),
-                                                               replace(HOUSE.steps[2], action='look')))
+    other = replace(HOUSE.steps[2], reason='Else.'), replace(HOUSE.steps[2], action='look')
+    lost = replace(HOUSE, won=False, reward=0., round=0, steps=(*HOUSE.steps[:2], *other))
     append(folder/'round_00'/'episodes', [lost, made(0), made(1)])
     append(folder/'round_01'/'episodes', [replace(HOUSE, round=1, seed=1), made(1, round=1)])
     append(folder/'round_01'/'trajectories', [made(i, round=1) for i in range(100)])
     append(folder/'round_01'/'trajectories', [made(i, round=1) for i in range(100, N)])
-    append(folder/'round_02'/'episodes', [Trajectory(EVIL, EVIL, EVIL, EVIL, (Step(EVIL, EVIL, EVIL),), source=EVIL, round=2)])
+    evil = Trajectory(EVIL, EVIL, EVIL, EVIL, (Step(EVIL, EVIL, EVIL),), source=EVIL, round=2)
+    append(folder/'round_02'/'episodes', [evil])
     return Collection(folder)
 
 @pytest.fixture(scope='module')
@@ -56,9 +58,11 @@ def links(page, path): return [unescape(m) for m in re.findall(rf'href="({path}\
 def test_filters_are_exact(run):
     every = [run.trajectory(i) for i in range(len(run))]
     part = lambda i: run.key(i).rpartition(':')[0]
-    for f,fits in ((Filter(), lambda i, t: True), (Filter(won='yes'), lambda i, t: t.won), (Filter(won='no'), lambda i, t: not t.won),
-                   (Filter(won='unknown'), lambda i, t: False), (Filter(type='clean'), lambda i, t: t.task_type == 'clean'),
-                   (Filter(round='1'), lambda i, t: t.round == 1), (Filter(source='composed'), lambda i, t: t.source == 'composed'),
+    for f,fits in ((Filter(), lambda i, t: True), (Filter(won='yes'), lambda i, t: t.won),
+                   (Filter(won='no'), lambda i, t: not t.won), (Filter(won='unknown'), lambda i, t: False),
+                   (Filter(type='clean'), lambda i, t: t.task_type == 'clean'),
+                   (Filter(round='1'), lambda i, t: t.round == 1),
+                   (Filter(source='composed'), lambda i, t: t.source == 'composed'),
                    (Filter(acted='sampled'), lambda i, t: any(s.actor == 'sampled' for s in t.steps)),
                    (Filter(acted='policy'), lambda i, t: all(s.actor == 'policy' for s in t.steps)),
                    (Filter(part='round_01/episodes'), lambda i, t: part(i) == 'round_01/episodes'),
@@ -83,11 +87,13 @@ def test_a_text_is_found_where_it_is_and_nowhere_else(reason, action, observatio
 
 @pytest.mark.parametrize('q', ('reason', 'actor', '"action": "', 'true', 'nothing\\n', 'othing', 'shelf 7'))
 def test_names_of_fields_are_no_text(run, q):
-    expected = [i for i in range(len(run)) if any(q.lower() in x.lower() for s in run.trajectory(i).steps for x in (s.reason, s.action, s.observation))]
-    assert [*run.pick(Filter(q=q, round='1'))] == [i for i in expected if run.table['round'][i].as_py() == 1]
+    texts = lambda t: [x.lower() for s in t.steps for x in (s.reason, s.action, s.observation)]
+    expected = [i for i in run.pick(Filter(round='1')) if any(q.lower() in x for x in texts(run.trajectory(i)))]
+    assert [*run.pick(Filter(q=q, round='1'))] == expected
 
-@pytest.mark.parametrize('words,contains', ((['won'], 'FIELD=VALUE'), (['wom=no'], 'did you mean won'), (['won=maybe'], 'choose from yes'),
-                                            (['round=-1'], 'number of a round'), (['acted=me'], 'policy, sampled')))
+@pytest.mark.parametrize('words,contains', (
+    (['won'], 'FIELD=VALUE'), (['wom=no'], 'did you mean won'), (['won=maybe'], 'choose from yes'),
+    (['round=-1'], 'number of a round'), (['acted=me'], 'policy, sampled')))
 def test_wrong_filters(words, contains):
     with pytest.raises(A3TError, match=contains): read_filter(words)
 
@@ -98,7 +104,7 @@ def test_a_run_at_work_grows(tmp_path):
     key, old = c.key(1), c.pieces[0]
     append(tmp_path/'round_00'/'episodes', [made(3)])
     c.refresh()
-    assert len(c) == 3 and c.pieces[0] is old and c.trajectory(c.position(key)) == made(2) and len(c.pick(Filter())) == 3
+    assert len(c) == len(c.pick(Filter())) == 3 and c.pieces[0] is old and c.trajectory(c.position(key)) == made(2)
 
 # -- other sources
 
@@ -107,13 +113,15 @@ def test_an_exported_file_shows_the_same(run, tmp_path, format, monkeypatch):
     monkeypatch.chdir(tmp_path)
     export_command(str(run.path/'round_01'/'trajectories'), str(tmp_path/'e.jsonl.xz'), format)
     store, file = Collection(run.path/'round_01'/'trajectories'), Collection(tmp_path/'e.jsonl.xz')
-    assert [file.trajectory(i) for i in range(len(file))] == [store.trajectory(i) for i in range(len(store))] and file.key(3) == 'e.jsonl.xz:3'
-    assert file.rows([5])[0]['steps'] == store.rows([5])[0]['steps'] and store.key(3) == 'trajectories:3'
+    assert [*map(file.trajectory, range(len(file)))] == [*map(store.trajectory, range(len(store)))]
+    assert file.key(3) == 'e.jsonl.xz:3' and store.key(3) == 'trajectories:3'
+    assert file.rows([5])[0]['steps'] == store.rows([5])[0]['steps']
     one = Collection(next((run.path/'round_00'/'episodes').glob('*.parquet')))
     assert len(one) == 3
 
 def test_what_claims_nothing_and_what_cannot_be_read(tmp_path):
-    (tmp_path/'a.jsonl').write_text('{"task":"x","actions":["look"],"won":true}\n{"messages":[{"role":"user","content":"Hi"}]}\n7\n')
+    lines = '{"task":"x","actions":["look"],"won":true}', '{"messages":[{"role":"user","content":"Hi"}]}', '7'
+    (tmp_path/'a.jsonl').write_text('\n'.join(lines))
     c = Collection(tmp_path/'a.jsonl')
     with serving(view_site(c)) as url:
         status, page = get(url)
@@ -156,16 +164,20 @@ def test_two_rounds_side_by_side(url, run):
 def test_differences():
     a = HOUSE
     change = lambda k, **kw: replace(a, steps=tuple(replace(s, **kw) if i == k else s for i,s in enumerate(a.steps)))
-    assert Pair(a, a).marks == {} and Pair(a, replace(a, observation='x')).marks == {0:'first difference: first observation'}
+    assert Pair(a, a).marks == {}
+    assert Pair(a, replace(a, observation='x')).marks == {0:'first difference: first observation'}
     assert Pair(a, change(1, action='x')).marks == {2:'first difference: action'}
     assert Pair(a, change(0, actor='sampled')).marks == {1:'first difference: actor'}
     short = replace(change(0, reason='x'), steps=change(0, reason='x').steps[:2])
-    assert Pair(a, short).marks == {1:'first difference: reason', 3:'first other action'} and Pair(a, short).rows[3][2] is None
+    assert Pair(a, short).marks == {1:'first difference: reason', 3:'first other action'}
+    assert Pair(a, short).rows[3][2] is None
     assert Pair(replace(a, steps=()), replace(a, steps=())).marks == {}
 
-@pytest.mark.parametrize('path', ('/nix', '/episode', '/episode?at=x:1', '/episode?at=round_00/episodes:3', '/episode?at=round_00/episodes:-1',
-                                  '/episode?at=round_00/episodes:²', '/compare?a=round_00/episodes:0', '/?first=x', '/?won=maybe', '/?round=²',
-                                  '/?first=-1', '/?round=' + '9'*30))
+BAD = ('/nix', '/episode', '/episode?at=x:1', '/episode?at=round_00/episodes:3', '/episode?at=round_00/episodes:-1',
+       '/episode?at=round_00/episodes:²', '/compare?a=round_00/episodes:0', '/?first=x', '/?won=maybe', '/?round=²',
+       '/?first=-1', '/?round=' + '9'*30)
+
+@pytest.mark.parametrize('path', BAD)
 def test_bad_addresses(url, path, caplog):
     status, page = get(url, quote(path, safe='/?=&:'))
     assert status in (400, 404) and 'Back to the list' in page and 'Traceback' not in page
@@ -175,14 +187,16 @@ def test_only_this_machine_under_its_name(url):
     host = http.client.HTTPConnection(url.removeprefix('http://'), timeout=10)
     host.request('GET', '/')
     policy = host.getresponse().getheader('Content-Security-Policy')
-    assert "default-src 'none'" in policy and "script-src 'self'" in policy and 'unsafe-inline' not in policy.split('script-src')[1]
+    assert "default-src 'none'" in policy and "script-src 'self'" in policy
+    assert 'unsafe-inline' not in policy.split('script-src')[1]
     host.close()
 
 def test_hostile_texts_are_escaped(url, run):
     i = next(i for i in range(len(run)) if run.table['round'][i].as_py() == 2)
-    for page in (get(url, '/?round=2')[1], get(url, link('/', q=EVIL))[1], get(url, link('/', task=EVIL))[1],
-                 get(url, link('/episode', at=run.key(i)))[1], get(url, link('/compare', a=run.key(i), b=run.key(i)))[1],
-                 single_page(run, Filter(round='2')), get(url, link('/episode', at=EVIL))[1]):
+    key = run.key(i)
+    paths = ('/?round=2', link('/', q=EVIL), link('/', task=EVIL), link('/episode', at=key), link('/episode', at=EVIL),
+             link('/compare', a=key, b=key))
+    for page in (*(get(url, p)[1] for p in paths), single_page(run, Filter(round='2'))):
         assert '<img' not in page and page.count('<script') <= 1 and 'script>document' not in page, page
         assert '&lt;script&gt;' in page
 
@@ -194,8 +208,9 @@ def test_one_page_in_one_file(run, tmp_path, capsys, monkeypatch):
     page = (tmp_path/'a.html').read_text(encoding='utf-8')
     assert capsys.readouterr().out == 'a.html: 1 trajectories on one page\n' and page.count('<details') == 1
     assert not re.search(r'(src|href)="', page) and 'round=0' in page
-    for more,contains in ((['--html', 'a.jsonl'], 'ends in .html'), (['--html', 'b.html', '--only', 'q=nix'], 'no trajectory'),
-                          (['--port', '70000'], '--port'), (['--only', 'x=1'], 'FIELD=VALUE')):
+    for more,contains in ((['--html', 'a.jsonl'], 'ends in .html'), (['--port', '70000'], '--port'),
+                          (['--html', 'b.html', '--only', 'q=nix'], 'no trajectory'),
+                          (['--only', 'x=1'], 'FIELD=VALUE')):
         assert main(['view', str(run.path), *more]) == 1
         said = capsys.readouterr().err
         assert contains in said and said.count('\n') == 1
@@ -208,7 +223,8 @@ def test_too_many_for_one_page(tmp_path):
 # -- in a real browser
 
 def complaints(browser):
-    return [e for e in browser.events if e['method'] in ('Runtime.exceptionThrown', 'Log.entryAdded', 'Page.javascriptDialogOpening')]
+    bad = 'Runtime.exceptionThrown', 'Log.entryAdded', 'Page.javascriptDialogOpening'
+    return [e for e in browser.events if e['method'] in bad]
 
 def focus(browser): return browser.js('document.activeElement.innerText || ""')
 
@@ -225,7 +241,7 @@ def test_keys_alone_from_the_list_to_two_rounds_and_back(url, browser):
     assert 'first difference: reason' in browser.text()
     browser.press('d')
     assert browser.js('document.getElementById("difference").getBoundingClientRect().top') < 850
-    browser.loads(lambda: browser.press('Escape')); browser.loads(lambda: browser.press('n')); browser.loads(lambda: browser.press('Escape'))
+    for key in ('Escape', 'n', 'Escape'): browser.loads(lambda: browser.press(key))
     assert focus(browser) == 'goal number 1', 'the list comes back where it was left'
     browser.loads(lambda: browser.press('n'))
     assert browser.js('location.search') == '?round=1&first=50' and not complaints(browser)
@@ -236,7 +252,8 @@ def test_search_and_filters_are_in_the_address(url, browser):
     assert browser.js('location.search') == '?q=shelf+12' and '11 of' in browser.text().replace('12 of', '11 of')
     browser.press('/'); browser.press('Escape'); browser.press('j')
     assert focus(browser) == 'goal number 12'
-    choose = "const e = document.querySelector('[name=won]'); e.value = 'no'; e.dispatchEvent(new Event('change', {bubbles: true}))"
+    choose = ("const e = document.querySelector('[name=won]'); e.value = 'no'; "
+              "e.dispatchEvent(new Event('change', {bubbles: true}))")
     browser.loads(lambda: browser.js(choose))
     assert browser.js('location.search') == '?q=shelf+12&won=no'
     browser.loads(lambda: browser.press('Escape'))
@@ -245,11 +262,13 @@ def test_search_and_filters_are_in_the_address(url, browser):
 def test_hostile_texts_do_nothing_in_a_browser(url, run, browser, tmp_path):
     key = run.key(next(i for i in range(len(run)) if run.table['round'][i].as_py() == 2))
     (tmp_path/'one.html').write_text(single_page(run, Filter(round='2')), encoding='utf-8')
-    for address in ('/?round=2', link('/episode', at=key), link('/compare', a=key, b=key), link('/', q=EVIL), f'file://{tmp_path}/one.html'):
+    for address in ('/?round=2', link('/episode', at=key), link('/compare', a=key, b=key), link('/', q=EVIL),
+                    f'file://{tmp_path}/one.html'):
         browser.goto(address if address.startswith('file') else url + address)
         browser.js('document.querySelectorAll("details").forEach(e => e.open = true)')
         assert EVIL in browser.text() + browser.js('document.querySelector("[name=q]")?.value || ""'), address
-        assert browser.js('document.images.length') == 0 and browser.js('document.title') != 'owned' and not complaints(browser)
+        assert browser.js('document.images.length') == 0 and browser.js('document.title') != 'owned'
+        assert not complaints(browser)
 
 def test_the_single_page_searches_in_itself(run, browser, tmp_path):
     (tmp_path/'one.html').write_text(single_page(run, Filter(round='0')), encoding='utf-8')
@@ -258,14 +277,18 @@ def test_the_single_page_searches_in_itself(run, browser, tmp_path):
     browser.press('j'); browser.press('Enter')
     assert 'Reason 1.' in browser.text()
     browser.press('/'); browser.type('Reason 0')
-    assert browser.js('[...document.querySelectorAll("details")].filter(e => e.offsetParent).length') == 1 and not complaints(browser)
+    assert browser.js('[...document.querySelectorAll("details")].filter(e => e.offsetParent).length') == 1
+    assert not complaints(browser)
 
 def test_no_page_is_wider_than_the_window(url, run, browser):
     key = [run.key(i) for i in run.pick(Filter(task='house/pen'))]
+    def size(width, height):
+        browser.send('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1,
+                     mobile=False)
     try:
         for width in (1200, 380):
-            browser.send('Emulation.setDeviceMetricsOverride', width=width, height=800, deviceScaleFactor=1, mobile=False)
+            size(width, 800)
             for path in ('/', '/?round=2', link('/episode', at=key[0]), link('/compare', a=key[0], b=key[1])):
                 browser.goto(url + path)
                 assert browser.js('document.documentElement.scrollWidth') <= width, (path, width)
-    finally: browser.send('Emulation.setDeviceMetricsOverride', width=1200, height=850, deviceScaleFactor=1, mobile=False)
+    finally: size(1200, 850)
