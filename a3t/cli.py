@@ -195,8 +195,8 @@ def parity(
 
 # %% ../nbs/cli.ipynb #1a3f33ab
 # name → function
-COMMANDS = {f.__name__.rstrip('_'):f for f in (run, runs, status, view, evaluate, verify, panel, export, import_, report,
-                                               settings, presets, doctor, shop, parity, train)}
+COMMANDS = {f.__name__.rstrip('_'):f for f in (run, runs, status, view, evaluate, verify, panel, export, import_,
+                                               report, settings, presets, doctor, shop, parity, train)}
 
 # type of an argument → how it is read
 KINDS = {list:dict(nargs='+', action='extend', metavar='WORD'), bool:dict(action='store_true')}

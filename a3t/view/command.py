@@ -7,7 +7,8 @@ __all__ = ['view']
 
 # %% ../../nbs/view/command.ipynb #vco03
 def view(
-    source:str='', # run, trajectory store, or file of episodes, e.g. data/runs/cpu; by default the run that changed last
+    # run, trajectory store, or file of episodes, e.g. data/runs/cpu; by default the run that changed last
+    source:str='',
     *,
     html:str='', # file for one self-contained page, instead of a server, e.g. lost.html; by default none
     # filters: won, type, round, source, acted, part, task or q, each as field=value, e.g. won=no q=mug; by default none

@@ -10,7 +10,7 @@ import base64, hashlib
 from dataclasses import dataclass
 from urllib.parse import urlencode
 from tornado import template
-from ..core import A3TError, Step, Trajectory, step_html, write_atomic
+from ..core import A3TError, Trajectory, step_html, write_atomic
 from .store import WON, Collection, Filter
 from ..web import STYLE, package_file, package_pages
 
@@ -39,7 +39,7 @@ class Pair:
     right:Trajectory # another one of the same task
 
     @property
-    def rows(self)->list: # of (number, left, right, names of what differs); number 0 holds the first observations as text
+    def rows(self)->list: # of (number, left, right, names of what differs); number 0: the first observations, as text
         "The steps beside each other; None where an episode has ended"
         l, r = self.left, self.right
         res = [(0, l.observation, r.observation, ('first observation',) if l.observation != r.observation else ())]
@@ -90,5 +90,6 @@ def write_page(
     path, # an .html file; an old one is replaced
 ):
     "Write a self-contained page"
-    if not str(path).lower().endswith(('.html', '.htm')): raise A3TError(f'--html {path}: name a file that ends in .html')
+    if not str(path).lower().endswith(('.html', '.htm')):
+        raise A3TError(f'--html {path}: name a file that ends in .html')
     write_atomic(path, single_page(collection, f))

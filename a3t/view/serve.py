@@ -6,10 +6,9 @@
 __all__ = ['PAGE', 'SAME', 'Shown', 'Listing', 'others', 'pair_link', 'Show', 'Compare', 'view_site', 'view_command']
 
 # %% ../../nbs/view/serve.ipynb #vse02
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 import numpy as np
-from tornado import web
 from ..core import A3TError, project_path
 from ..exchange.export import source_path
 from ..runs.listing import chosen_run
@@ -29,8 +28,8 @@ class Shown(Handler):
 
 class Listing(Shown):
     "Trajectories that match, a page of them"
-    keys = (('j k', 'next, previous trajectory'), ('Enter', 'open it'), ('/', 'search'), ('Esc', 'leave the search; all trajectories'),
-            ('n p', 'next, previous page'))
+    keys = (('j k', 'next, previous trajectory'), ('Enter', 'open it'), ('/', 'search'),
+            ('Esc', 'leave the search; all trajectories'), ('n p', 'next, previous page'))
     def get(self):
         self.site.refresh()
         f, first = self.filter, self.number('first')
@@ -64,7 +63,8 @@ def pair_link(
 
 class Show(Shown):
     "A trajectory"
-    keys = (('j k', 'next, previous step'), ('n p', 'next, previous trajectory'), ('c', 'side by side with another round'), ('Esc', 'list'))
+    keys = (('j k', 'next, previous step'), ('n p', 'next, previous trajectory'),
+            ('c', 'side by side with another round'), ('Esc', 'list'))
     def get(self):
         site, f = self.site, self.filter
         i, found = site.position(self.get_query_argument('at')), site.pick(f)
@@ -83,8 +83,8 @@ class Show(Shown):
 # %% ../../nbs/view/serve.ipynb #vse09
 class Compare(Shown):
     "Two trajectories of a task"
-    keys = (('d', 'first difference'), ('j k', 'next, previous step'), ('n p', 'next, previous task of the same two'), ('s', 'swap'),
-            ('Esc', 'one alone'))
+    keys = (('d', 'first difference'), ('j k', 'next, previous step'),
+            ('n p', 'next, previous task of the same two'), ('s', 'swap'), ('Esc', 'one alone'))
     def get(self):
         site, f = self.site, self.filter
         given, (a, b) = f.given, [site.position(self.get_query_argument(k)) for k in 'ab']
@@ -94,9 +94,10 @@ class Compare(Shown):
         to = lambda x, y: pair_link(site, x, y, given)
         near = lambda step: to(*found) if (found := site.next_pair(a, b, step)) else ''
         choose = lambda i, side: [r | dict(link=to(*side(r['position']))) for r in others(site, i)]
-        self.render('compare', goal=pair.left.goal, rows=pair.rows, marks=pair.marks, first=next(iter(pair.marks), None),
-                    sides=((site.key(a), pair.left), (site.key(b), pair.right)), keys=self.keys, swapped=to(b, a),
-                    lefts=choose(a, lambda x: (x, b)), rights=choose(b, lambda x: (a, x)), before=near(-1), after=near(1),
+        self.render('compare', goal=pair.left.goal, rows=pair.rows, marks=pair.marks, keys=self.keys,
+                    first=next(iter(pair.marks), None), swapped=to(b, a), before=near(-1), after=near(1),
+                    sides=((site.key(a), pair.left), (site.key(b), pair.right)),
+                    lefts=choose(a, lambda x: (x, b)), rights=choose(b, lambda x: (a, x)),
                     back=link('/episode', at=site.key(alone), **given))
 
 # %% ../../nbs/view/serve.ipynb #vse11

@@ -15,7 +15,7 @@ import numpy as np, pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
 from ..accumulate import FILE, SCHEMA, file_table, stores, table_trajectories, trajectory_files
 from ..core import A3TError, Trajectory, did_you_mean, to_row
 from ..exchange.export import told
-from ..exchange.formats import Record, records
+from ..exchange.formats import records
 
 # %% ../../nbs/view/store.ipynb #vst05
 WON = dict(yes='won', no='lost', unknown='no claim') # value in an address → label
@@ -45,6 +45,7 @@ class Filter:
         "The fields that are not empty"
         return {k:v for k,v in asdict(self).items() if v}
 
+# %% ../../nbs/view/store.ipynb #vst06
 def read_filter(
     pairs:list, # of str, e.g. `won=no`
 )->Filter: # the filter
@@ -53,10 +54,11 @@ def read_filter(
     for p in pairs:
         name = p.partition('=')[0]
         if '=' not in p or name not in names:
-            raise A3TError(f"--only {p}{did_you_mean(name, names)}: write FIELD=VALUE with a field of {', '.join(names)}")
+            raise A3TError(f"--only {p}{did_you_mean(name, names)}: write FIELD=VALUE with a field of "
+                           f"{', '.join(names)}")
     return Filter(**given)
 
-# %% ../../nbs/view/store.ipynb #vst08
+# %% ../../nbs/view/store.ipynb #vst09
 BRIEF = ('task', 'task_type', 'goal', 'reward', 'won', 'source', 'round', 'full') # what lists and filters read
 COUNTED = dict(steps='"action": "', sampled='"actor": "sampled"', invalid='"valid": false')
 
@@ -92,7 +94,7 @@ def texts(
     "A file with its texts"
     return piece.load(None)
 
-# %% ../../nbs/view/store.ipynb #vst10
+# %% ../../nbs/view/store.ipynb #vst11
 def _said(trajectory):
     "All texts of the steps"
     return (x for s in trajectory for x in (s['reason'], s['action'], s['observation']))
@@ -114,7 +116,7 @@ def holding(
         found[i] = any(q.lower() in text.lower() for text in _said(json.loads(table['steps'][i].as_py())))
     return found & rows
 
-# %% ../../nbs/view/store.ipynb #vst13
+# %% ../../nbs/view/store.ipynb #vst14
 def is_stored(
     path:Path, # a file
 )->bool: # can its columns be read apart?
@@ -144,7 +146,7 @@ def parsed(
     table = pa.Table.from_pylist(rows, schema=pa.schema([f for f in SCHEMA if f.name != 'way']))
     return Piece(lambda columns: table.select(columns) if columns else table), faults
 
-# %% ../../nbs/view/store.ipynb #vst15
+# %% ../../nbs/view/store.ipynb #vst16
 class Collection:
     "All trajectories of a source"
     def __init__(self,
@@ -180,7 +182,7 @@ class Collection:
 
     def __len__(self): return len(self.table)
 
-# %% ../../nbs/view/store.ipynb #vst17
+# %% ../../nbs/view/store.ipynb #vst18
 PICKED = 20 # filters whose result is kept
 
 def _patch(f): setattr(Collection, f.__name__, f)
@@ -225,7 +227,7 @@ def position(self,
         if i < len(self) and self.table['part'][i].as_py() == part: return i
     raise A3TError(f'{self.path.name} has no trajectory {key}: was it made from another run? Open the list')
 
-# %% ../../nbs/view/store.ipynb #vst18
+# %% ../../nbs/view/store.ipynb #vst19
 def _piece(self, i):
     "(piece, row in it) of a position"
     k = int(np.searchsorted(self.starts, i, 'right')) - 1
@@ -261,7 +263,7 @@ def choices(self)->dict: # name of a filter → {value: number of trajectories}
         self._choices['round'] = dict(sorted(self._choices['round'].items(), key=lambda x: int(x[0])))
     return self._choices
 
-# %% ../../nbs/view/store.ipynb #vst23
+# %% ../../nbs/view/store.ipynb #vst24
 def _group(self, i):
     "Which trajectories are of the same part and round"
     t = self.table

@@ -61,6 +61,7 @@ class Handler(web.RequestHandler):
         message = str(exc_info[1]) if fault else _ERRORS.get(status, 'Something failed: see the terminal.')
         self.render('problem', status=self.get_status(), message=message)
 
+# %% ../../nbs/web/index.ipynb #wb09
 class Asset(Handler):
     "A style sheet or a script"
     def initialize(self, text, kind): self.text, self.kind = text, kind
@@ -74,7 +75,7 @@ class Missing(Handler):
         super().prepare()
         raise web.HTTPError(404)
 
-# %% ../../nbs/web/index.ipynb #wb10
+# %% ../../nbs/web/index.ipynb #wb11
 def application(
     routes:list, # of (address, handler)
     port:int, # where it listens
@@ -90,6 +91,7 @@ def application(
                            default_handler_class=Missing, template_loader=template.DictLoader(PAGES | pages),
                            log_function=lambda handler: None, **settings)
 
+# %% ../../nbs/web/index.ipynb #wb12
 @contextmanager
 def serving(
     make, # function of the port that returns the `application`
@@ -117,6 +119,7 @@ def serving(
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
 
+# %% ../../nbs/web/index.ipynb #wb13
 def serve(
     make, # as for `serving`
     port:int=0, # as for `serving`

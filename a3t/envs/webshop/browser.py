@@ -18,7 +18,7 @@ from ...accumulate import file_table, read, stores, table_trajectories
 from ...core import A3TError, Step, Trajectory, from_row, project_path, read_json
 from ..base import load_environment
 from .catalogue import typed
-from ...web import STYLE, Asset, Handler, application, package_file, package_pages, serve, serving
+from ...web import STYLE, Asset, Handler, application, package_file, package_pages, serve
 
 # %% ../../../nbs/envs/webshop/browser.ipynb #88abd2d2
 @dataclass
