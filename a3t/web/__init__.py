@@ -47,14 +47,14 @@ class Handler(web.RequestHandler):
     def set_default_headers(self):
         for k,v in (HEADERS | {'Content-Security-Policy':self.policy}).items(): self.set_header(k, v)
     def prepare(self):
-        if self.request.host not in self.settings['hosts']: raise web.HTTPError(403, 'wrong host name')
+        if self.request.host not in self.settings['hosts']: raise web.HTTPError(403)
     def number(self, name):
         "A number in the query, 0 by default"
         text = self.get_query_argument(name, '0')
         if not re.fullmatch('[0-9]{1,9}', text): raise web.HTTPError(400)
         return int(text)
     def log_exception(self, kind, value, tb):
-        if not isinstance(value, A3TError): super().log_exception(kind, value, tb)
+        if not isinstance(value, (A3TError, web.HTTPError)): super().log_exception(kind, value, tb)
     def write_error(self, status, exc_info=(None, None, None), **kw):
         fault = isinstance(exc_info[1], A3TError)
         if fault: self.set_status(404)
