@@ -171,21 +171,22 @@ class Collection:
             self._files = {(self.path.name, self.path):piece}
         self._lay_out()
 
-    def _lay_out(self):
-        "One table of all pieces, and where each part begins"
-        self.pieces, sizes = [*self._files.values()], [len(p) for p in self._files.values()]
-        self.starts, self.firsts = np.cumsum([0, *sizes]), {}
-        for (part, _),start in zip(self._files, self.starts): self.firsts.setdefault(part, int(start))
-        part = pa.array([part for (part, _),n in zip(self._files, sizes) for _ in range(n)], pa.string())
-        self.table = pa.concat_tables(p.brief for p in self.pieces).combine_chunks().append_column('part', part)
-        self._picked, self._choices = {}, None
-
     def __len__(self): return len(self.table)
 
 # %% ../../nbs/view/store.ipynb #vst18
 PICKED = 20 # filters whose result is kept
 
 def _patch(f): setattr(Collection, f.__name__, f)
+
+@_patch
+def _lay_out(self):
+    "One table of all pieces, and where each part begins"
+    self.pieces, sizes = [*self._files.values()], [len(p) for p in self._files.values()]
+    self.starts, self.firsts = np.cumsum([0, *sizes]), {}
+    for (part, _),start in zip(self._files, self.starts): self.firsts.setdefault(part, int(start))
+    part = pa.array([part for (part, _),n in zip(self._files, sizes) for _ in range(n)], pa.string())
+    self.table = pa.concat_tables(p.brief for p in self.pieces).combine_chunks().append_column('part', part)
+    self._picked, self._choices = {}, None
 
 @_patch
 def pick(self,
@@ -208,6 +209,7 @@ def pick(self,
     self._picked[f] = np.flatnonzero(mask)
     return self._picked[f]
 
+# %% ../../nbs/view/store.ipynb #vst19b
 @_patch
 def key(self,
     i:int, # position
