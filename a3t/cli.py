@@ -18,6 +18,7 @@ from .exchange.commands import export, import_, panel, verify
 from .extras import extra_of, missing_package
 from .settings import (
     allowed_settings, check_settings, load_settings, preset_names, preset_values, read_settings, settings_files)
+from .view.command import view
 
 # %% ../nbs/cli.ipynb #37dce9e0
 def overrides(
@@ -195,8 +196,8 @@ def parity(
 
 # %% ../nbs/cli.ipynb #1a3f33ab
 # name → function
-COMMANDS = {f.__name__.rstrip('_'):f for f in (run, runs, status, evaluate, verify, panel, export, import_, report,
-                                               settings, presets, doctor, shop, parity, train)}
+COMMANDS = {f.__name__.rstrip('_'):f for f in (run, runs, status, view, evaluate, verify, panel, export, import_,
+                                               report, settings, presets, doctor, shop, parity, train)}
 
 # type of an argument → how it is read
 KINDS = {list:dict(nargs='+', action='extend', metavar='WORD'), bool:dict(action='store_true')}

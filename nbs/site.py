@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = {'README.md':'index.md', 'CONTRIBUTING.md':'contributing.md', 'data/results/README.md':'evidence.md',
            'LOG.md':'log.md'}
 SECTIONS = {'Method':('method', 'opening', 'training'), 'Environments':('envs',), 'Models':('models',),
-            'Runs':('runs', 'stages', 'scoring', 'quality', 'exchange', 'trainers', '.'),
+            'Runs':('runs', 'stages', 'scoring', 'quality', 'exchange', 'trainers', 'view', 'web', '.'),
             'Experiments':('experiments', 'bench')}
 CODE = r'<(pre|code|script|style|svg)\b.*?</\1>|<table[^>]*\bdataframe\b.*?</table>|<[^>]+>'
 FORMULA = re.compile(CODE + r'|\$\$(.+?)\$\$|\$(?![\s\d])([^$\n]+?)(?<!\s)\$', re.S)

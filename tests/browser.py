@@ -6,7 +6,7 @@ from tornado.websocket import websocket_connect
 
 NAMES = ('chromium-headless-shell', 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome',
          'msedge')
-KEYS = dict(Tab=9, Enter=13, Space=32)
+KEYS = dict(Tab=9, Enter=13, Escape=27, Space=32)
 
 def find_browser():
     "Path of a Chromium or Chrome, or None; `A3T_BROWSER` names another one"
@@ -74,9 +74,9 @@ class Browser:
     def type(self, text): self.send('Input.insertText', text=text)
 
     def press(self, key):
-        "Press a key of `KEYS`"
-        typed = dict(Enter='\r', Space=' ')
-        code, more = KEYS[key], dict(text=typed[key]) if key in typed else {}
+        "Press a key of `KEYS`, or a character"
+        typed = dict(Enter='\r', Space=' ') | ({key:key} if len(key) == 1 else {})
+        code, more = KEYS.get(key) or ord(key.upper()), dict(text=typed[key]) if key in typed else {}
         name = dict(key=' ' if key == 'Space' else key, code=key, windowsVirtualKeyCode=code)
         self.send('Input.dispatchKeyEvent', type='keyDown' if more else 'rawKeyDown', **name, **more)
         self.send('Input.dispatchKeyEvent', type='keyUp', **name)

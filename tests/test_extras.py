@@ -13,7 +13,7 @@ CORE = '''core extras settings prompts agents compose data accumulate evaluate c
     envs.trial envs.contract envs.alfworld envs.alfworld.batch envs.alfworld.generator
     envs.alfworld.parity envs.alfworld.simulator envs.cooking envs.scienceworld envs.webshop
     envs.webshop.browser envs.webshop.generator models.api models.base models.journal models.scripted
-    models.server models.toyserver runs.cluster runs.folders runs.manifests'''.split()
+    models.server models.toyserver runs.cluster runs.folders runs.manifests view.serve web'''.split()
 BLOCK = '''
 import importlib, sys
 class Block:

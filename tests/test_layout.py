@@ -4,11 +4,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ( # from the ground up: a module imports from its own layer or from those before it
-    ('core', 'extras'), ('prompts', 'envs.claims', 'envs.panel', 'envs.base', 'models'), ('envs',),
+    ('core', 'extras'), ('web', 'prompts', 'envs.claims', 'envs.panel', 'envs.base', 'models'), ('envs',),
     ('values', 'settings'), ('agents',),
     ('compose', 'accumulate', 'losses', 'data', 'evaluate'),
     ('opening', 'training'), ('train',), ('quality', 'exchange', 'envs.webshop.browser'), ('runs',),
-    ('scoring', 'trainers'), ('doctor', 'bench'), ('cli',))
+    ('scoring', 'trainers', 'view'), ('doctor', 'bench'), ('cli',))
 MODULE_LINES, FUNCTION_LINES, CELL_LINES = 400, 40, 40
 
 def modules():

@@ -12,7 +12,8 @@ from a3t.core import A3TError, to_row, write_json
 from a3t.envs.contract import check_environment
 from a3t.envs.base import load_environment, play
 from a3t.envs.webshop.generator import generate_shop, shop_files
-from a3t.envs.webshop.browser import TEMPLATES, Site, page_blocks, read_replays, replayed, serving
+from a3t.envs.webshop.browser import TEMPLATES, Site, page_blocks, read_replays, replayed, shop_site
+from a3t.web import serving
 from stall import EVIL, GOALS, Stall
 
 ACTIONS = ['search[red mug]', 'click[g000000001]', 'click[red]', 'click[nonsense]', 'click[large]', 'click[buy now]']
@@ -28,7 +29,7 @@ def traj():
 @pytest.fixture
 def site(traj):
     shop = Site(Stall(), [traj, replace(traj, task='unknown')])
-    with serving(shop) as url: yield shop, url
+    with serving(shop_site(shop)) as url: yield shop, url
 
 class Client:
     "What a browser does without drawing: cookies, forms, redirects"
@@ -221,14 +222,14 @@ def test_where_trajectories_are_read_from(tmp_path, traj):
 
 def test_a_port_in_use_is_an_error(site):
     with pytest.raises(A3TError, match='--port'):
-        with serving(site[0], int(site[1].rsplit(':', 1)[1])): pass
+        with serving(shop_site(site[0]), int(site[1].rsplit(':', 1)[1])): pass
     with pytest.raises(A3TError, match='--port'):
-        with serving(site[0], 70_000): pass
+        with serving(shop_site(site[0]), 70_000): pass
 
 def test_nothing_is_left_behind():
     before = threading.active_count()
     for _ in range(5):
-        with serving(Site(Stall())) as url: Client(url).get('/')
+        with serving(shop_site(Site(Stall()))) as url: Client(url).get('/')
     assert threading.active_count() == before
 
 def test_blocks():
@@ -251,7 +252,7 @@ def test_webshop_itself_with_a_hostile_catalogue(tmp_path):
     task = next(t for t in env.tasks('train') if env.goals[t].asin in {p['asin'] for p in items[::2]}
                 and env.goals[t].options)
     goal = env.goals[task]
-    with serving(Site(env)) as url:
+    with serving(shop_site(Site(env))) as url:
         c = Client(url); c.get('/'); c.post('/start', task=task); key = c.at
         harmless(c.post(key, search=goal.query))
         while goal.asin not in c.buttons(): harmless(c.post(key, click='Next >'))

@@ -267,6 +267,7 @@ def _head(run, report):
     facts = f"preset {report['preset']} · {report['environment']}{engine} · {report['model']} · "
     facts += f"{clock(report['seconds'])} of work"
     parts = [f'<h1>{e(Path(run).name)}</h1><p>{e(facts)}</p>']
+    parts.append(f'<p>Read every trajectory: <code>a3t view {e(Path(run).name)}</code></p>')
     if report['missing']: parts.append(f"<p><b>Not finished.</b> Missing: {e(', '.join(report['missing']))}</p>")
     item = lambda a: f"<li><b>{e(a['name'])}</b> ({e(stage_name(a['stage'], a['round']))}): {e(a['text'])}</li>"
     alarms = [item(a) for a in report['alarms']]
