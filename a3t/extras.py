@@ -15,7 +15,8 @@ EXTRAS = dict( # extra → modules that come with it
     train='torch transformers peft bitsandbytes accelerate safetensors tokenizers huggingface_hub gguf papermill '
           'ipykernel jupyter_client nbformat nbclient',
     alfworld='alfworld textworld fast_downward mementos',
-    scienceworld='scienceworld py4j', ray='ray', notebooks='nbdev jupyterlab nbconvert', bench='trl datasets')
+    scienceworld='scienceworld py4j', ray='ray', notebooks='nbdev jupyterlab nbconvert', bench='trl datasets',
+    trackio='trackio', tensorboard='tensorboard', wandb='wandb', mlflow='mlflow')
 
 # %% ../nbs/extras.ipynb #extra008
 def install_command(
