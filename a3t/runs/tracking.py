@@ -43,10 +43,10 @@ def stage_record(
     if name in ('baselines', 'evaluate') and scores.exists():
         prefix = 'baseline ' if name == 'baselines' else ''
         for k,s in read_json(scores).items(): res |= _score(f'{prefix}{k}', s)
-    for role,counts in m['facts'].get('usage', {}).items(): res |= _numbers(f'costs/{name}, {role}', counts)
-    res |= _numbers('costs', {f'{name}, seconds':m['seconds']})
+    for role,counts in m['facts'].get('usage', {}).items(): res |= _numbers(f'costs/{name} {role}', counts)
+    res |= _numbers('costs', {f'{name} seconds':m['seconds']})
     alarms = collect_alarms(folder, [name])
-    return res | dict(alarms=len(alarms)) | {f"alarm/{a['name']}":a['text'] for a in alarms}
+    return res | dict(alarms=len(alarms)) | {UNSAFE.sub('_', f"alarm/{a['name']}"):a['text'] for a in alarms}
 
 def records(
     run, # folder of the run
@@ -101,19 +101,18 @@ class Trackio(Tracker):
     "Trackio: a local dashboard without an account, or a Space of a hub"
     def start(self, run):
         import trackio
-        self.alert, self.level, folder = trackio.alert, trackio.AlertLevel.WARN, run.folder
+        self.trackio, self.name = trackio, run.name
         self.run = trackio.init(PROJECT, name=run.id, config=run.settings, resume='allow', embed=False,
                                 auto_log_gpu=False, auto_log_cpu=False)
-        self.name = run.name
         return getattr(self.run, '_next_step', 0)
 
     def log(self, step, values):
         numbers, texts = _parted(values)
         self.run.log(numbers, step=step)
-        for k,text in texts.items(): self.alert(title=k, text=text, level=self.level)
+        for k,text in texts.items(): self.run.alert(title=k, text=text, level=self.trackio.AlertLevel.WARN)
 
     def artefact(self, file): self.run.log_artifact(file, name=f'{file.stem}-{self.name}', type=file.stem)
-    def finish(self): self.run.finish()
+    def finish(self): self.trackio.finish()
 
 # %% ../../nbs/runs/tracking.ipynb #track016
 class WandB(Tracker):
