@@ -89,7 +89,8 @@ def test_the_result_comes_first(tmp_path):
     assert 'Accumulated' in page and 'bootstrap' not in page
     shop = summarise([replace(toy('a'), reward=.5, won=False), toy('b')])
     one = report | dict(rounds=[dict(round=0, splits=dict(test=shop))], baselines={}, baselines_split=None)
-    assert headline(one) == ('Round 0 wins 1 of 2 test tasks: 50%, 95% interval 9–91%. Its mean reward is 75%, 50–100%.')
+    assert headline(one) == ('Round 0 wins 1 of 2 test tasks: 50%, 95% interval 9–91%. '
+                             'Its mean reward is 75%, 50–100%.')
     page = report_html(run, one)
     assert 'bootstrap' in page and '<i>Accumulated' not in page
     assert headline(report | dict(rounds=[])) == 'No round has been evaluated yet.'

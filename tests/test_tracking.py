@@ -1,5 +1,5 @@
 "Tracking: everything from the run's files, nothing twice, and trouble is one line"
-import json, math, os, shutil, sys
+import json, math, shutil, sys
 import pytest
 from a3t.core import A3TError, read_json, write_json
 from a3t.envs.base import ToyHouse
@@ -27,7 +27,8 @@ def begun(folder, name, steps=3, rounds=1):
     finish(run, 'baselines')
     finish(run, 'explore', facts=dict(tasks=12, solved=9, usage=dict(model=dict(requests=40))))
     write_log(run, 0, steps)
-    finish(run, 'train', facts=dict(trajectories=9, loss_last=math.nan), alarms=[dict(name='loss: spike', text='it rose')])
+    finish(run, 'train', facts=dict(trajectories=9, loss_last=math.nan),
+           alarms=[dict(name='loss: spike', text='it rose')])
     return run
 
 def evaluated(run, round=0):
@@ -56,7 +57,8 @@ def test_records_hold_steps_scores_costs_and_alarms(tmp_path):
     low, high = SCORE['ci95']
     assert (made[-1]['unseen/success'], made[-1]['unseen/low'], made[-1]['unseen/high']) == (1., low, high)
     assert made[0]['baseline random/success'] == 1. and made[1]['costs/explore model/requests'] == 40
-    assert made[-2]['alarms'] == 1 and made[-2]['alarm/loss_ spike'] == 'it rose' and 'training/loss_last' not in made[-2]
+    assert made[-2]['alarms'] == 1
+    assert made[-2]['alarm/loss_ spike'] == 'it rose' and 'training/loss_last' not in made[-2]
 
 def test_finished_stages_only_add_records(tmp_path):
     run = begun(tmp_path/'run', '', rounds=2)
@@ -82,7 +84,8 @@ def test_a_tracker_that_fails_is_one_line_and_the_rest_follows(tmp_path, capsys,
     memory.dies = dies
     assert track(run, memory) == 0
     said = capsys.readouterr().out
-    assert said.count('\n') == 1 and said.startswith('  warning: tracking with trackio: the server is gone; the run goes on')
+    assert said.count('\n') == 1
+    assert said.startswith('  warning: tracking with trackio: the server is gone; the run goes on')
     del memory.dies
     assert track(run, memory) == 6 - dies and memory.ends == 2
     sent, = memory.runs.values()
@@ -179,8 +182,8 @@ def test_mlflow(tmp_path, monkeypatch, capsys):
     from mlflow import MlflowClient
     client = MlflowClient()
     made, = client.search_runs([client.get_experiment_by_name(PROJECT).experiment_id])
-    assert [(m.step, m.value) for m in client.get_metric_history(made.info.run_id, 'train/tokens')] == [(2, 90), (3, 180),
-                                                                                                      (4, 270)]
+    tokens = client.get_metric_history(made.info.run_id, 'train/tokens')
+    assert [(m.step, m.value) for m in tokens] == [(2, 90), (3, 180), (4, 270)]
     assert made.data.metrics['record'] == 6 and made.data.tags['alarm/loss_ spike'] == 'it rose'
     assert [f.path for f in client.list_artifacts(made.info.run_id)] == ['report.html']
 

@@ -259,7 +259,8 @@ def headline(
     low, high = map(_percent, s['ci95'])
     text = (f"Round {last['round']} wins {s['successes']} of {s['n']} {split} tasks: {_percent(s['rate'])}%, "
             f"95% interval {low}–{high}%.")
-    if graded({split:s}): text += f" Its mean reward is {_percent(s['reward'])}%, {'–'.join(map(_percent, s['reward_ci95']))}%."
+    if graded({split:s}):
+        text += f" Its mean reward is {_percent(s['reward'])}%, {'–'.join(map(_percent, s['reward_ci95']))}%."
     base = report['baselines'] if split == report['baselines_split'] else {}
     return text + (f" Before: {', '.join(f'{k} {_counted(b)}' for k,b in base.items())}." if base else '')
 
@@ -297,7 +298,8 @@ def _rounds(run, report):
         res.append(('Trajectories found and trained on',
                     figure_html(plot_trajectories(run, max(explored) + 1)) + table_html(stage_table(report))))
     if len(who := sources_of(report)): res.append(('Where the training successes came from', table_html(who)))
-    if logs := training_logs(run, report['settings']['rounds']): res.append(('Training', figure_html(plot_training(logs))))
+    logs = training_logs(run, report['settings']['rounds'])
+    if logs: res.append(('Training', figure_html(plot_training(logs))))
     if not (new := report['stability'])['rounds']: return res
     say = f"<p>Verdict: <b>{e(new['verdict'])}</b>: {e(new['why'])}. {e(new['advice'])}</p>"
     return [*res, ('What is new', say + table_html(stability_table(new['rounds']).astype(object).T))]
