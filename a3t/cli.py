@@ -40,9 +40,11 @@ def run(
     from a3t.runs.executor import run_all
     from a3t.runs.folders import open_run, run_folder
     from a3t.runs.manifests import lock, unlock
-    folder, _ = open_run(run_folder(name or preset), preset, overrides(set))
+    from a3t.runs.tracking import require_tracker, track
+    folder, S = open_run(run_folder(name or preset), preset, overrides(set))
+    require_tracker(S['track'])
     lock(folder/'.run.lock', f'the run {folder.name}')
-    try: run_all(folder)
+    try: run_all(folder, track)
     finally: unlock(folder/'.run.lock')
     print_results(folder)
 
@@ -52,12 +54,14 @@ def report(
     "Write the report of a run, finished or not"
     from a3t.runs.executor import run_stage
     from a3t.runs.folders import run_folder
+    from a3t.runs.tracking import track
     folder = run_folder(name)
     if not (folder/'run.json').exists():
         have = sorted(p.parent.name for p in folder.parent.glob('*/run.json'))
         what = f"choose one of {', '.join(have)}" if have else f'start one with `a3t run PRESET --name {name}`'
         raise A3TError(f'there is no run {name!r}{did_you_mean(name, have)}: {what}')
     run_stage(folder, 'report')
+    track(folder)
     print_results(folder)
 
 def train(

@@ -16,7 +16,8 @@ EXTRAS = dict( # extra → modules that come with it
           'ipykernel jupyter_client nbformat nbclient',
     alfworld='alfworld textworld fast_downward mementos',
     scienceworld='scienceworld py4j', ray='ray', notebooks='nbdev jupyterlab nbconvert', bench='trl datasets',
-    trl='trl datasets', verifiers='verifiers', openenv='openenv')
+    trl='trl datasets', verifiers='verifiers', openenv='openenv',
+    trackio='trackio', tensorboard='tensorboard', wandb='wandb', mlflow='mlflow')
 
 # %% ../nbs/extras.ipynb #extra008
 def install_command(

@@ -227,7 +227,7 @@ _role = Allowed(f'{_name.words}, or empty: `model`', _model_fault)
 _wave = dictionary(num_cpus=number(), num_gpus=number(), memory=number(), resources=_any_dictionary)
 
 # %% ../nbs/settings.ipynb #settin1b
-RUN = dict(seed=whole(), rounds=whole(1, 1000))
+RUN = dict(seed=whole(), rounds=whole(1, 1000), track=one_of('', 'trackio', 'tensorboard', 'wandb', 'mlflow'))
 TASKS = dict(
     environment=Allowed(f"an environment: {', '.join(ENVIRONMENTS)}", _environment_fault), engine=_any_text,
     explore_engine=_any_text, games=_any_text, generator=_any_dictionary, instructions=_any_text, pages=_any_text,

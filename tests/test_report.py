@@ -9,7 +9,7 @@ from a3t.core import A3TError, Step, Trajectory, read_json, write_json
 from a3t.evaluate import summarise
 from a3t.quality.curves import plot_training
 from a3t.runs.report import (plot_success, plot_time, report_dict, report_html, some_trajectories, stage_table,
-                              time_table, training_logs, write_report)
+                              time_table, training_logs, headline, write_report)
 from a3t.cli import print_results
 from a3t.runs.folders import open_run, stage_folder
 
@@ -72,8 +72,28 @@ def test_everything_is_escaped(tmp_path):
 def test_page_needs_nothing_else(tmp_path):
     page = report_html(run := make_run(tmp_path/'run'), report_dict(run))
     links = re.findall(r'(?:src|href)\s*=\s*"([^"]*)"', page)
-    assert links and all(l.startswith('data:image/png;base64,') for l in links)
+    anchors, pictures = [l[1:] for l in links if l.startswith('#')], [l for l in links if not l.startswith('#')]
+    assert pictures and all(l.startswith('data:image/png;base64,') for l in pictures)
+    assert anchors and all(f'id="{a}"' in page for a in anchors), 'the contents lead to sections of this page'
     assert 'url(' not in page and '@import' not in page
+
+def test_the_result_comes_first(tmp_path):
+    "With its interval and the baselines, before the contents; true of one round and of none"
+    run = make_run(tmp_path/'run')
+    report = report_dict(run)
+    said = headline(report)
+    assert said.startswith('Round 1 wins 2 of 2 unseen tasks: 100%, 95% interval 34–100%.')
+    assert said.endswith('Before: random 0 of 2 (0–66%), untrained 0 of 2 (0–66%).') and 'reward' not in said
+    page = report_html(run, report)
+    assert page.index(said) < page.index('<nav>') < page.index('Success on unseen tasks</h2>')
+    assert 'Accumulated' in page and 'bootstrap' not in page
+    shop = summarise([replace(toy('a'), reward=.5, won=False), toy('b')])
+    one = report | dict(rounds=[dict(round=0, splits=dict(test=shop))], baselines={}, baselines_split=None)
+    assert headline(one) == ('Round 0 wins 1 of 2 test tasks: 50%, 95% interval 9–91%. '
+                             'Its mean reward is 75%, 50–100%.')
+    page = report_html(run, one)
+    assert 'bootstrap' in page and '<i>Accumulated' not in page
+    assert headline(report | dict(rounds=[])) == 'No round has been evaluated yet.'
 
 def test_unfinished_run_says_what_is_missing(tmp_path, capsys):
     run = make_run(tmp_path/'run', finished=False)

@@ -242,10 +242,15 @@ def _fork_server(settings):
 
 def run_all(
     run, # folder of the run
+    after=None, # function of that folder, called after each stage that ran, and at the end
 ):
     "Run every stage that is not complete"
     settings = read_json(Path(run)/'run.json')['settings']
     with _fork_server(settings) as server:
         for s in plan(settings['rounds']):
-            if _skip(run, *s): print(f'{stage_name(*s)} · done before')
-            else: run_stage(run, *s, server)
+            if _skip(run, *s):
+                print(f'{stage_name(*s)} · done before')
+                continue
+            run_stage(run, *s, server)
+            if after: after(run)
+    if after: after(run)

@@ -47,7 +47,7 @@ def open_run(
     preset:str='', # section of `settings.ini`; '': the run's own, and `smoke` for a new run
     overrides:dict=None, # key → value that replaces the preset's
 )->tuple: # the run's folder and its settings
-    "Start a run, or resume it, possibly for more rounds; other changes of its settings are an `A3TError`"
+    "Start a run, or resume it, possibly for more rounds or with another tracker; no other setting may change"
     run, overrides = project_path(run), dict(overrides or {})
     if (run/'run.json').exists():
         old = _read_run(run/'run.json')
@@ -55,7 +55,8 @@ def open_run(
         _check_complete(run, old['settings'])
         # as they were written: no tuples
         new = json.loads(json.dumps(_run_settings(preset or old['preset'], overrides)))
-        more = dict(rounds=max(new['rounds'], old['settings']['rounds']))
+        tracker = new['track'] if 'track' in overrides else old['settings'].get('track', new['track'])
+        more = dict(rounds=max(new['rounds'], old['settings']['rounds']), track=tracker)
         _same_settings(run, new | more, old['settings'] | more)
         if old['settings'] != new | more: write_json(run/'run.json', old | dict(settings=new | more))
         return run, new | more
@@ -86,7 +87,7 @@ def _run_settings(preset, overrides):
 
 def _check_complete(run, settings):
     "`A3TError` if a run was started before a setting existed"
-    if missing := sorted(ALLOWED.keys() - settings.keys()):
+    if missing := sorted(ALLOWED.keys() - settings.keys() - {'track'}):
         raise A3TError(f"the run {run.name} was started by an earlier version, without the settings "
                        f"{', '.join(missing)}: start a run under another --name, or add them to its run.json")
 

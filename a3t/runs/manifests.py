@@ -130,7 +130,8 @@ def _begun(run, name, round, settings):
     "Hashes of what a stage depends on, as it is now; more rounds of a run change the report's inputs only"
     path = notebook_path(name)
     code = code_hashes([*notebook_imports(path), environment_name(settings.get('environment') or '')])
-    return dict(notebook=notebook_hash(path), code=code, settings=content_hash({**settings, 'rounds':None})[:16],
+    counted = {k:v for k,v in settings.items() if k != 'track'} | {'rounds':None}
+    return dict(notebook=notebook_hash(path), code=code, settings=content_hash(counted)[:16],
                 inputs=_inputs(run, name, round, settings))
 
 def _changed(was, now): return sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
