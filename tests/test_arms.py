@@ -78,6 +78,7 @@ def test_a_table_and_a_forest():
         bos_token_id = None
         def __call__(self, text, **_): return type('Ids', (), dict(input_ids=text.split()))()
         def tokenize(self, text): return [text]
+        def get_added_vocab(self): return {}
     record = rollout_record(Words(), rollout(ToyHouse, TASKS, stubborn))
     assert record['rollouts'] == 5 and record['sampled'] == 0 and set(record['won'].values()) == {'0'}
     c = compare(outcomes(record))

@@ -109,7 +109,7 @@ def test_a_score_is_the_same_again(adapter):
                                                              'seed', 'engine'} <= set(a)
     assert a['n'] == 6 and list(a['splits']) == ['seen',
                                                  'unseen'] and a['splits']['seen']['n'] == 3 and a['model'] == 'tiny'
-    assert 'panel ' + a['panel'] in p.stdout and 'seed 0' in p.stdout
+    assert all(f'{h} ({s}, 3 tasks)' in p.stdout for s,h in a['panels'].items()) and 'seed 0' in p.stdout
     one_line_error(run('a.json'), 'another evaluation: delete it, or choose another --json')
 
 # -- whole runs

@@ -8,6 +8,7 @@ from a3t.models import engine, forward, slots, weights
 from a3t.models.scripted import ScriptedModel
 from a3t.models.base import cut_at_stop, decode_after, encode_segments, gather, toy_tokenizer
 from a3t.models.local import LocalModel
+from a3t.models.packed import Part
 from a3t.models.weights import load_model, tiny_model
 
 torch.set_num_threads(1)
@@ -572,7 +573,7 @@ def test_a_merged_adapter_equals_the_adapter(tiny, tmp_path):
     model = copy.deepcopy(model)
     path = lora(copy.deepcopy(model), tmp_path/'a', 1)
     lm = LocalModel(model, tok).adapter(path)
-    e, part = lm.engine, forward.Part(0, 0, encode_segments(tok, text(0, 30)), [3, 20])
+    e, part = lm.engine, Part(0, 0, encode_segments(tok, text(0, 30)), [3, 20])
     e.use(lm.name)
     def logits(work):
         with forward.patched_forwards(work): out = forward.forward(e.model, forward.SlotCache(e.model, 1), [part])

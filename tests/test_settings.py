@@ -34,7 +34,8 @@ BOOL = ('1', '0', 'yes', 'ture', '', "'true'", '[]')
 DICT = ('', 'many', '3', '[]', '{1, 2}', '{1: 2}')
 
 WRONG = { # key → (preset, wrong values)
-    'track':('smoke', ('trackoi', 'none', '3', '[]', 'tensorbord')), 'seed':('smoke', WHOLE), 'rounds':('smoke', POSITIVE + ('1000000',)), 'train_tasks':('smoke', WHOLE),
+    'track':('smoke', ('trackoi', 'none', '3', '[]', 'tensorbord')),
+    'seed':('smoke', WHOLE), 'rounds':('smoke', POSITIVE + ('1000000',)), 'train_tasks':('smoke', WHOLE),
     'eval_tasks':('smoke', WHOLE),
     'environment':('smoke', ('', 'alfwurld', 'contract', 'trial', 'alfgen', 'shopdata', 'base.x', '../base', '__init__',
                              '3')),

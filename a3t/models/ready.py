@@ -49,7 +49,7 @@ def _on_hub(name):
         return hub_reachable() and HfApi().file_exists(name, 'config.json')
     except (HFValidationError, HfHubHTTPError, OSError): return False
 
-# %% ../../nbs/models/ready.ipynb #ready06b
+# %% ../../nbs/models/ready.ipynb #0f01dc05
 def require_weights(
     settings:dict, # of a run
     role:str='model', # one of `ROLES`

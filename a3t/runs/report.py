@@ -265,7 +265,7 @@ def headline(
     return text + (f" Before: {', '.join(f'{k} {_counted(b)}' for k,b in base.items())}." if base else '')
 
 # %% ../../nbs/runs/report.ipynb #2b19f921
-def _head(report):
+def _head(run, report):
     "The result, what was run, what is missing, and the alarms"
     e = html.escape
     engine = f" ({report['engine']})" if report['engine'] else ''
@@ -331,7 +331,7 @@ def report_html(
     settings = pd.Series(report['settings'], name='value', dtype=object).map(str).to_frame()
     sections = [*_success(report), *_rounds(run, report), *_trajectories(run, report), *_spent(report),
                 ('Settings', f'<div class="settings">{table_html(settings)}</div>')]
-    return page_html(Path(run).name, _head(report), sections)
+    return page_html(Path(run).name, _head(run, report), sections)
 
 # %% ../../nbs/runs/report.ipynb #1424867f
 def write_report(
