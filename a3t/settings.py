@@ -333,7 +333,7 @@ TASKS = dict(
 MODEL = dict(
     model=_model, opening_model=_role, actre_model=_role,
     server=Allowed("a dictionary such as {'timeout': 600.}", _server_fault),
-    quantize=one_of('none', 'nf4'),
+    quantize=one_of('none', 'nf4'), backend=one_of('local', 'vllm'), vllm_flags=_any_text,
     device=Allowed('a device of this machine, or empty', _device_fault),
     slots=whole(1), context=whole(), ray=Allowed('auto, local, HOST:PORT or empty', _ray_fault), ray_task=_wave,
     policy_exemplar=_yes_or_no, format=one_of('text', 'chat'),
@@ -387,8 +387,8 @@ def setting_faults(
                and (fault := entries[k].fault(v))]
     if faults: return sorted(faults)
     together = [(a, b) for a,b in TOGETHER if a in settings and settings[a] > settings[b]]
-    from a3t.models.roles import role_faults
-    roles = role_faults(settings) if ALLOWED.keys() <= settings.keys() else []
+    from a3t.models.roles import backend_faults, role_faults
+    roles = role_faults(settings) + backend_faults(settings) if ALLOWED.keys() <= settings.keys() else []
     return [*_sampler_fault(settings), *roles,
             *(f'setting {a} = {settings[a]} is greater than {b} = {settings[b]}: lower it' for a,b in together)]
 
