@@ -2,17 +2,19 @@
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
-from a3t.core import A3TError, read_json
+from a3t.core import A3TError
 from a3t.models.api import language_model, model_arguments
 from a3t.models.base import gather
-from a3t.models.child import Child, last_lines, stop_children
+from a3t.models.child import Child, stop_children
 from a3t.models.ready import require_models
 from a3t.models.responses import Refused
 from a3t.models.roles import by_vllm
 from a3t.models.server import ServerModel
 from a3t.models.vllm import vllm_flags, vllm_server
+from a3t.runs.folders import OUTPUTS
+from a3t.runs.stage import Stage
 from a3t.settings import check_settings, load_settings
-from conftest import ROOT, one_line_error
+from conftest import ROOT
 
 STUB, DIE = ROOT/'tests'/'vllm_stub.py', 666 # a seed
 
@@ -107,13 +109,21 @@ def test_the_key_is_nowhere_but_in_the_environment(stub, folder):
     lm = served(folder)
     ask(lm)
     key, words, pids = (stub.notes(k)[0] for k in ('key', 'arguments', 'pids'))
-    assert len(key) == 32 and key not in ' '.join(words) and key not in repr(vars(lm)) and key not in lm.child.log.read_text()
+    assert len(key) == 32 and key not in ' '.join(words) + repr(vars(lm)) + lm.child.log.read_text()
     assert key not in json.dumps(model_arguments(load_settings('smoke', dict(backend='vllm'), ROOT/'settings.ini')))
     assert words[words.index('--host') + 1] == '127.0.0.1'
     other = ServerModel(f'{lm.child.url}/v1#{folder}', attempts=1) # with another server's key, or from another process
     other.url = other.url.replace('127.0.0.1', 'localhost')
     with pytest.raises(Refused, match='401'): ask(other)
     assert all(map(alive, pids))
+
+def test_a_finished_stage_leaves_no_server(stub, folder, tmp_path):
+    "The next one trains on the same GPU"
+    ask(served(folder))
+    stage = Stage(tmp_path, 'report', 0, {}, {})
+    for name in OUTPUTS['report']: (stage.folder/name).write_text('{}')
+    stage.done()
+    assert not any(map(alive, stub.notes('pids')[0]))
 
 OWNER = '''
 import sys

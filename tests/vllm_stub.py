@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A program that looks like vLLM from outside: `vllm_stub.py serve FOLDER --port N …`
 
-The prompt 'die' ends it, like a GPU without memory; so does the start, while the file in STUB_BROKEN exists. What it was
+The seed 666 ends it, like a GPU without memory; so does the start, while the file in STUB_BROKEN exists. What it was
 called with, and its process ids, go to the file in STUB_LOG."""
 import json, os, subprocess, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
