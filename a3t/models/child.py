@@ -114,6 +114,7 @@ def _launch(child):
                                 stdout=subprocess.PIPE, stderr=log, env=os.environ | child.environment,
                                 start_new_session=True)
 
+# %% ../../nbs/models/child.ipynb #child015
 def _start(child):
     "Start a child and wait until it is ready"
     child.starts += 1
@@ -137,7 +138,7 @@ def _ended(child, when, what='ended'):
                    f'{child.log}): correct the settings, or free what it lacks, then start again')
     return A3TError(child.error)
 
-# %% ../../nbs/models/child.ipynb #child016
+# %% ../../nbs/models/child.ipynb #child017
 @patch
 def up(self:Child):
     "Start the server unless it runs; `A3TError` if it cannot start, or ended once too often"
