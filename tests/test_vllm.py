@@ -99,6 +99,8 @@ def test_a_server_that_cannot_start_says_why(stub, folder):
     said = str(e.value)
     assert said.startswith('vLLM ended before it was ready: ') and 'max_model_len is greater' in said, said
     assert lm.child.starts == 1 # once for four requests
+    stop_children()
+    assert 'max_model_len' in lm.child.log.read_text() # the error names this file
 
 def test_a_server_that_never_gets_ready(tmp_path):
     child = Child('the server', [sys.executable, '-c', 'import time; print("busy", flush=True); time.sleep(60)'],

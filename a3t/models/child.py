@@ -60,7 +60,7 @@ class Child:
     def __init__(self,
         name:str, # for messages
         command, # list of words, which may hold '{port}'
-        log, # file for what it prints; it is removed when the server is stopped
+        log, # file for what it prints; it is removed when a server without errors is stopped
         environment:dict={}, # variable → value, beside those of this process
         health:str='/health', # path that answers 200 once the server is ready
         patience:float=900., # seconds that it may take until then
@@ -151,10 +151,11 @@ def up(self:Child):
 
 @patch
 def stop(self:Child,
-    keep_log:bool=False, # keep what it printed?
+    keep_log:bool=False, # keep what it printed? after an error it stays in any case
 ):
     "End the server and all its processes, and wait until they are gone; a later `up` starts it anew"
     if self.process is None: return
+    keep_log = keep_log or bool(self.error)
     self.process.communicate(b'stop\n') # closing alone is not enough: a forked process may hold the pipe open
     self.process, self.pid = None, None
     self.starts, self.error = 0, ''
