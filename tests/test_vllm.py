@@ -10,7 +10,7 @@ from a3t.models.ready import require_models
 from a3t.models.responses import Refused
 from a3t.models.roles import by_vllm
 from a3t.models.server import ServerModel
-from a3t.models.vllm import vllm_flags, vllm_server
+from a3t.models.vllm import find_vllm, vllm_flags, vllm_server
 from a3t.runs.folders import OUTPUTS
 from a3t.runs.stage import Stage
 from a3t.settings import check_settings, load_settings
@@ -187,3 +187,24 @@ def test_a_missing_vllm_is_found_before_the_first_request(monkeypatch, tmp_path)
     for stage in ('baselines', 'evaluate'):
         with pytest.raises(A3TError, match='vLLM is not installed: run `python3 -m venv'): require_models(S, stage)
     require_models(S, 'explore') # actre_model is bound, so it is local
+
+def real_vllm():
+    "Is a real vLLM installed?"
+    try: return Path(find_vllm()) != STUB
+    except A3TError: return False
+
+@pytest.mark.slow
+@pytest.mark.skipif(not real_vllm(), reason='vLLM is not installed: see nbs/guide/servers.md')
+def test_the_real_one_answers_like_the_local_engine():
+    "The first tokens of the base model and of a trained adapter, up to rounding"
+    adapter = ROOT/'data'/'results'/'cpu-alfworld'/'round_03'/'adapter'
+    prompts = ['The capital of France is', '1, 2, 3, 4,', 'You are in a room. You see a desk 1.\n>']
+    for path in (None, adapter):
+        both = [language_model('smollm2-135m', device='cpu', adapter=path, slots=4, context=1024, vllm=vllm)
+                for vllm in (dict(rank=16, flags='--enforce-eager'), None)]
+        there, here = ([c for c in gather([lm.complete(p, max_tokens=4) for p in prompts])] for lm in both)
+        for a,b in zip(there, here):
+            assert a.prompt_tokens == b.prompt_tokens and len(a.token_ids) == len(a.logprobs)
+            assert a.token_ids[0] != b.token_ids[0] or abs(a.logprobs[0] - b.logprobs[0]) < .3
+        assert sum(a.token_ids[0] == b.token_ids[0] for a,b in zip(there, here)) >= 2
+    stop_children()
