@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'SMALL_NEEDS', 'LARGE_NEEDS', 'VALIDATION', 'check_package', 'check_packages', 'needed_extras',
-           'check_kernel', 'check_weights', 'check_server', 'check_models', 'check_machine', 'check_bitsandbytes',
-           'check_environment_data', 'check_environment_needs', 'check_training_tasks', 'check_values', 'run_checks',
-           'checks_text', 'check_preset']
+           'check_kernel', 'check_weights', 'check_server', 'check_vllm', 'check_models', 'check_machine',
+           'check_bitsandbytes', 'check_environment_data', 'check_environment_needs', 'check_training_tasks',
+           'check_values', 'run_checks', 'checks_text', 'check_preset']
 
 # %% ../nbs/doctor.ipynb #fd16d9f0
 import platform, shutil, sys, warnings
@@ -20,7 +20,8 @@ from .envs.contract import check_needs
 from .extras import DISTRIBUTION, extra_of, install_command
 from .models.address import is_address
 from .models.ready import EMBEDDED, is_complete, require_server
-from .models.roles import model_name, roles_of
+from .models.roles import by_vllm, model_name, roles_of
+from .models.vllm import find_vllm
 from .settings import load_settings, setting_faults
 
 # %% ../nbs/doctor.ipynb #cf96b625
@@ -130,14 +131,21 @@ def check_server(
         return Check(what, False, said[:at], said[at + 2:])
     return Check(what, True, f'answers as {model_name(settings, role)}')
 
+def check_vllm(
+)->Check:
+    "Is vLLM installed?"
+    try: return Check('vLLM', True, find_vllm())
+    except A3TError as e: return Check('vLLM', False, *str(e).split(': ', 1))
+
 def check_models(
     settings:dict, # as `load_settings` gives them
 )->list: # of `Check`
     "Is the model of each role there? Each model counts once"
     names = {model_name(settings, role):role for role in sorted(roles_of(settings))}
     local = [n for n,role in names.items() if role == 'model' or not is_address(n)]
+    engine = [check_vllm()] if any(by_vllm(settings, role) for role in roles_of(settings)) else []
     return ([c for n in local for c in check_weights(n)]
-            + [check_server(settings, role) for n,role in names.items() if is_address(n)])
+            + [check_server(settings, role) for n,role in names.items() if is_address(n)] + engine)
 
 # %% ../nbs/doctor.ipynb #b52fe042
 SMALL_NEEDS, LARGE_NEEDS = (2, 3), (40, 16) # GB of disk and of memory, for an embedded model and for a larger one

@@ -236,7 +236,7 @@ TASKS = dict(
 MODEL = dict(
     model=_model, opening_model=_role, actre_model=_role,
     server=Allowed("a dictionary such as {'timeout': 600.}", _server_fault),
-    quantize=one_of('none', 'nf4'),
+    quantize=one_of('none', 'nf4'), backend=one_of('local', 'vllm'), vllm_flags=_any_text,
     device=Allowed('a device of this machine, or empty', _device_fault),
     slots=whole(1), context=whole(), ray=Allowed('auto, local, HOST:PORT or empty', _ray_fault), ray_task=_wave,
     policy_exemplar=_yes_or_no, format=one_of('text', 'chat'),
@@ -282,8 +282,9 @@ def setting_faults(
     faults += [f'setting {k} = {brief(v)} {fault}' for k,v in settings.items() if k in entries
                and (fault := entries[k].fault(v))]
     if faults: return sorted(faults)
-    from a3t.models.roles import role_faults
-    return role_faults(settings) + [f'setting {a} = {settings[a]} is greater than {b} = {settings[b]}: lower it'
+    from a3t.models.roles import backend_faults, role_faults
+    roles = role_faults(settings) + backend_faults(settings)
+    return roles + [f'setting {a} = {settings[a]} is greater than {b} = {settings[b]}: lower it'
                                     for a,b in TOGETHER if settings[a] > settings[b]]
 
 def check_settings(

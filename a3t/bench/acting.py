@@ -99,7 +99,7 @@ def act_llama(
         async def ask(ids):
             body = dict(prompt=ids, n_predict=NEW_TOKENS, ignore_eos=True, temperature=0, samplers=['temperature'],
                         cache_prompt=True, id_slot=i//servers, return_tokens=True)
-            res = (await client.post(ps[i % servers][1], json=body)).raise_for_status().json()
+            res = (await client.post(f'{ps[i % servers].url}/completion', json=body)).raise_for_status().json()
             read.append(res['timings']['prompt_n'])
             return res['tokens']
         return ask
@@ -111,9 +111,7 @@ def act_llama(
     start = time.perf_counter()
     try: done = asyncio.run(run())
     finally:
-        for p,_ in ps:
-            p.kill()
-            p.wait()
+        for p in ps: p.stop()
     return dict(start=start, generated=[g for g,_ in done], clock=[c for _,c in done], read=sum(read))
 
 # %% ../../nbs/bench/acting.ipynb #e3779b71

@@ -6,8 +6,9 @@
 __all__ = ['COMMAND', 'run_server', 'start_server']
 
 # %% ../../nbs/bench/llama.ipynb #l1import
-import os, socket, subprocess, sys, threading
-from ..core import A3TError
+import os, sys, threading
+from ..core import data_folder
+from ..models.child import Child
 
 # %% ../../nbs/bench/llama.ipynb #l1run000
 def run_server(
@@ -16,18 +17,20 @@ def run_server(
     slots:int, # episodes at once
     context:int, # tokens of all slots together
     threads:int, # of the server
+    name:str='', # the model's name in requests; by default the path
 ):
-    "Serve a model in this process until standard input closes"
+    "Serve a model in this process until it is killed"
     import xllamacpp
     p = xllamacpp.CommonParams()
     p.model.path, p.port, p.n_parallel = model, port, slots
     p.n_ctx, p.cpuparams.n_threads, p.cpuparams_batch.n_threads = context, threads, threads
+    if name: p.model_alias = {name}
     server = xllamacpp.Server(p)
     print('at', server.listening_address, flush=True)
-    sys.stdin.read()
-    os._exit(0) # the server's own threads do not end
+    threading.Event().wait()
 
-COMMAND = 'import sys; from a3t.bench.llama import run_server; run_server(sys.argv[1], *map(int, sys.argv[2:]))'
+COMMAND = ('import sys; from a3t.bench.llama import run_server; '
+           'run_server(sys.argv[1], *map(int, sys.argv[2:6]), *sys.argv[6:])')
 
 # %% ../../nbs/bench/llama.ipynb #l1start0
 def start_server(
@@ -35,15 +38,10 @@ def start_server(
     slots:int, # episodes at once
     context:int, # tokens of each episode
     threads:int, # of the server
-)->tuple: # (process, URL of completions)
+    name:str='', # the model's name in requests; by default the path
+)->Child: # `url` is its address; `stop` ends it
     "Start a server of llama.cpp on a free port"
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    args = map(str, (model, port, slots, slots*context, threads))
-    p = subprocess.Popen([sys.executable, '-c', COMMAND, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                         stderr=subprocess.DEVNULL, encoding='utf-8')
-    if not any(line.startswith('at ') for line in p.stdout):
-        raise A3TError("the server of llama.cpp did not start: pip install 'xllamacpp>=2026.10'")
-    threading.Thread(target=p.stdout.read, daemon=True).start()
-    return p, f'http://127.0.0.1:{port}/completion'
+    command = [sys.executable, '-c', COMMAND, model, '{port}', slots, slots*context, threads, name]
+    child = Child('the server of llama.cpp', command, data_folder()/'engines'/f'llama-{os.getpid()}-{id(command)}.log')
+    child.up()
+    return child

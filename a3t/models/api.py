@@ -20,9 +20,10 @@ from .chat import messages_of
 from .chatter import without_lead_in
 from .network import certificates, proxy_for
 from .responses import Refused, Retry, error_text, generated_by, message_of, usage_of
-from .roles import ROLES, model_name, server_of
+from .roles import ROLES, by_vllm, model_name, server_of
 from .server import EXTRA_FIELDS, ServerModel, without_keys
 from .thoughts import thought_too_long, without_thoughts
+from .vllm import vllm_model
 
 # %% ../../nbs/models/api.ipynb #a690c430
 @patch
@@ -293,9 +294,14 @@ def language_model(
     slots:int=64, # max sequences at once
     server:dict={}, # as in `server_arguments`
     context:int=0, # max tokens of a sequence in a local model; 0: the model's own limit
+    vllm:dict=None, # `rank` and `flags` of a vLLM that acts with these weights; none by default: the local engine
 )->LanguageModel: # local or remote
     "The model that acts, on this machine or on a server"
     arguments, body = server_arguments(server)
+    if vllm is not None:
+        lm = vllm_model(model, load_tokenizer(model), quantize, device, adapter, slots, context, **vllm, **arguments)
+        lm.body = body
+        return lm
     if not is_address(model):
         try:
             from a3t.models.local import LocalModel
@@ -316,4 +322,5 @@ def model_arguments(
 )->tuple: # arguments of `language_model`
     "The arguments of `language_model` that the settings hold for a role"
     S = settings
-    return model_name(S, role), S['quantize'], S['device'], adapter, S['slots'], server_of(S, role), S['context']
+    vllm = dict(rank=S['lora_rank'], flags=S['vllm_flags']) if by_vllm(S, role) else None
+    return model_name(S, role), S['quantize'], S['device'], adapter, S['slots'], server_of(S, role), S['context'], vllm

@@ -13,8 +13,9 @@ from ..core import A3TError, data_folder
 from .address import is_address, weights_name
 from .api import hub_reachable, server_arguments
 from .base import gather
-from .roles import model_name, roles_of, server_of
+from .roles import by_vllm, model_name, roles_of, server_of
 from .server import EXTRA_FIELDS, ServerModel
+from .vllm import find_vllm
 
 # %% ../../nbs/models/ready.ipynb #ready006
 EMBEDDED = ('smollm2-135m', 'tiny') # models that are made locally, from a package or from a seed
@@ -105,6 +106,7 @@ def require_models(
     "`A3TError` with the first model of a stage that is not there; each server is asked once"
     asked, roles = set(), roles_of(settings, stage, round)
     for role in roles if stage == 'baselines' else (): require_weights(settings, role)
+    if any(by_vllm(settings, role) for role in roles): find_vllm()
     for role in roles:
         key = model_name(settings, role), json.dumps(server_of(settings, role))
         if not is_address(key[0]) or key in asked: continue

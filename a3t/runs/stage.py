@@ -19,6 +19,7 @@ from ..envs.base import leaked, settings_environment
 from ..envs.panel import Panel, some
 from ..evaluate import trials as play_panel
 from ..models.api import model_arguments
+from ..models.child import stop_children
 from ..models.journal import Journal
 from ..models.ready import require_models
 from ..models.usage import Meter, Metered, read_usage
@@ -206,6 +207,7 @@ def done(self:Stage,
     **facts, # numbers for the report, anything JSON can hold
 )->dict: # the manifest
     "The stage is complete: write its manifest, then drop the work folder; a result that is missing is an `A3TError`"
+    stop_children() # the next stage may need the GPU
     missing = [n for n in OUTPUTS[self.name] if not (self.folder/n).exists()]
     if missing: raise A3TError(f"{stage_name(self.name, self.round)} did not write {', '.join(missing)}")
     if usage := read_usage(self.work/'usage'): facts |= dict(usage=usage)
