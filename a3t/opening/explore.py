@@ -31,8 +31,9 @@ def explore(
         info, path = env.restore(cell[0]), cell[1]
         for _ in range(walk):
             path, n = (*path, sample_action(rng, info['admissible_actions'], verb)), n+1
-            *_, info = env.step(path[-1])
+            _, _, over, _, info = env.step(path[-1])
             if info['won']: return list(path), n
+            if over: break # lost: nothing leads on from here
             key = env.key()
             if key not in cells: keys.append(key)
             if key not in cells or len(path) < len(cells[key][1]):
