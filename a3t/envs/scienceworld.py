@@ -227,7 +227,8 @@ def _begin(self:ScienceWorld, task):
     self.server.load(name, int(number), self.simplifications, False)
     if task != self.task: self.lists = {}
     self.goal = _one_line(self.server.getTaskDescription()).removeprefix('Your task is to ')
-    self.task, self.actions, self.score, self.text = task, (), 0., None
+    self.task, self.actions = task, ()
+    self.score, self.text = 0., None
 
 @patch
 def _do(self:ScienceWorld, action):
@@ -301,7 +302,8 @@ def key(self:ScienceWorld):
     return self.task, *(() if self.over else self._seen()), round(self.score, 6)
 
 # %% ../../nbs/envs/scienceworld.ipynb #aa64a167
-_VERBS = re.compile('^(?:teleport to|focus on|pick up|look in|look at|go to|open|close|activate|deactivate|read|eat|mix) ')
+_VERBS = re.compile('^(?:teleport to|focus on|pick up|look in|look at|go to|open|close|activate|deactivate|read|eat|'
+                    'mix) ')
 
 @patch
 def things(self:ScienceWorld, action):
