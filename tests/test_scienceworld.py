@@ -157,7 +157,7 @@ def check_refusals(env, tasks, steps):
     refused = {shape(x[1]):x for x in found if shape(x[1]) not in accepted and not described.match(x[1])}
     assert not [x for x in refused.values() if x[-1]], 'unknown refusals'
     changed = [x for x in found if not x[3] and not x[4]] # time passes all the same: things grow, or get warm
-    assert len(changed) <= .02*len(found) and not [x for x in changed if x[1].startswith('No known')]
+    assert len(changed) <= 2 + .05*len(found) and not [x for x in changed if x[1].startswith('No known')]
     return len(refused)
 
 @needs_java
