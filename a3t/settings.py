@@ -174,9 +174,9 @@ def _modules_fault(value):
 # %% ../nbs/settings.ipynb #settin15
 TASK_TYPES = ('pick', 'clean', 'heat', 'cool', 'look', 'two')
 LEVELS = ('take', 'cut', 'cook', 'both', 'rooms')
-_NAMED = allowed('easy, all, or the name of a task', lambda v: re.fullmatch('[a-z0-9-]+', v)
+_NAMED = allowed('easy, long, all, or the name of a task', lambda v: re.fullmatch('[a-z0-9-]+', v)
                  and v not in ('official', 'generated'),
-                 ('easy', 'all'))
+                 ('easy', 'long', 'all'))
 _HOUSES = some('split', 'train', 'seen', 'unseen')
 _COUNTS = dict(seed=whole(), train=whole(), seen=whole(), unseen=whole())
 

@@ -20,21 +20,27 @@ def explore(
     walk:int=20, # steps after each return
     seed:int=0, # everything random
 )->tuple: # (actions of the first success or None, number of steps played)
-    "Look for a success by sampled actions, returning to rarely visited states"
+    "Look for a success by sampled actions, returning to rarely visited states, and to those with the highest reward"
     rng = random.Random(seed_for('explore', seed, task))
     verb = partial(env.verb, goal=env.reset(options={'task':task})[1]['goal'])
     cells = {env.key():[env.save(), (), 0]} # state → snapshot, path, visits
     keys, n = list(cells), 0
+    best, paid = 0, [] # the highest reward so far, and the states that have it, if it is not 0
     while n < budget:
-        cell = cells[min(rng.choices(keys, k=4), key=lambda k: cells[k][2])]
+        pool = paid if paid and rng.random() < .5 else keys
+        cell = cells[min(rng.choices(pool, k=4), key=lambda k: cells[k][2])]
         cell[2] += 1
         info, path = env.restore(cell[0]), cell[1]
         for _ in range(walk):
             path, n = (*path, sample_action(rng, info['admissible_actions'], verb)), n+1
-            *_, info = env.step(path[-1])
+            _, reward, over, _, info = env.step(path[-1])
             if info['won']: return list(path), n
+            if over: break # lost: nothing leads on from here
             key = env.key()
-            if key not in cells: keys.append(key)
+            if reward > best: best, paid = reward, []
+            if key not in cells:
+                keys.append(key)
+                if reward == best > 0: paid.append(key)
             if key not in cells or len(path) < len(cells[key][1]):
                 cells[key] = [env.save(), path, cells.get(key, (0, 0, 0))[2]]
     return None, n
