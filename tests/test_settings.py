@@ -54,7 +54,6 @@ WRONG = { # key → (preset, wrong values)
     'opening_model':('smoke', ('tiny', 'http://:80/v1#m')), 'actre_model':('smoke', ('http://h:port/v1#m', 'https://')),
     'opening_trials':('smoke', POSITIVE + ('2',)),
     'quantize':('smoke', ('int8', 'NF4', '', '4', 'None')),
-    'format':('smoke', ('json', '', 'Chat')),
     'backend':('smoke', ('vLLM', '', 'sglang')), 'vllm_flags':('smoke', ('3', '--swap-space 4', "--x 'a")),
     'device':('smoke', ('gpu', 'CUDA', 'tpu', 'cuda:99', 'cpu:1', 'cpu:0', '0', 'true', 'cuda:x', ':')),
     'slots':('smoke', POSITIVE),

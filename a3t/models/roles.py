@@ -98,9 +98,11 @@ def backend_faults(
     try: words = [w.partition('=')[0].replace('_', '-') for w in shlex.split(given)]
     except ValueError as e: return [f'setting vllm_flags = {given!r} is wrong ({e}): write it as on a command line']
     if S['backend'] != 'vllm':
-        return [f'setting vllm_flags = {given!r} is not used by backend = {S["backend"]}: leave it empty'] if words else []
+        unused = f'setting vllm_flags = {given!r} is not used by backend = {S["backend"]}: leave it empty'
+        return [unused] if words else []
     if is_address(S['model']):
-        res.append(f"setting backend = vllm starts a server for weights on this machine, but model = {S['model']} is on a "
+        res.append(f"setting backend = vllm starts a server for weights on this machine, but model = {S['model']} is on "
+                   f"a "
                    f"server: set backend = local")
     if bad := [w for w in words if w in DECIDED]:
         res.append(f"setting vllm_flags sets {', '.join(bad)}, which the stage decides: remove it")

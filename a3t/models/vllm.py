@@ -77,7 +77,8 @@ def _reload(child):
     headers = dict(Authorization=f'Bearer {OWN_KEYS[child.url + "/v1"]}')
     for name,path in child.adapters.items():
         body = dict(lora_name=name, lora_path=path)
-        answer = httpx.post(f'{child.url}/v1/load_lora_adapter', json=body, headers=headers, timeout=300, trust_env=False)
+        answer = httpx.post(f'{child.url}/v1/load_lora_adapter', json=body, headers=headers, timeout=300,
+                            trust_env=False)
         if answer.status_code != 200: raise A3TError(f'vLLM cannot load the adapter {path} again: {answer.text[:300]}')
 
 @lru_cache(maxsize=None)
