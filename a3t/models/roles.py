@@ -101,9 +101,8 @@ def backend_faults(
         unused = f'setting vllm_flags = {given!r} is not used by backend = {S["backend"]}: leave it empty'
         return [unused] if words else []
     if is_address(S['model']):
-        res.append(f"setting backend = vllm starts a server for weights on this machine, but model = {S['model']} is on "
-                   f"a "
-                   f"server: set backend = local")
+        res.append(f"setting backend = vllm starts a server for weights on this machine, but model = {S['model']} is "
+                   f"on a server: set backend = local")
     if bad := [w for w in words if w in DECIDED]:
         res.append(f"setting vllm_flags sets {', '.join(bad)}, which the stage decides: remove it")
     return res
