@@ -1,5 +1,6 @@
 "Messages and documents name settings: each of them exists"
 import ast, configparser, json, re
+from dataclasses import fields
 from inspect import signature
 from pathlib import Path
 import pytest
@@ -9,6 +10,7 @@ from a3t.envs.cooking.games import generate_cooking_games as cooking_games
 from a3t.envs.webshop.generator import generate_shop
 from a3t.models.server import ServerModel
 from a3t.train import TrainingSettings
+from a3t.view.store import Filter
 
 ROOT = Path(__file__).parent.parent
 PROSE = {'of', 'that', 'and', 'or', 'are', 'do', 'empty', 'changed', 'for', 'is', 'say', 'in', 'key', 'options',
@@ -27,11 +29,11 @@ IN_PROSE = [r'\bsettings? `([a-z_]+)`(?: (?:\([^)]*\) )?and `([a-z_]+)`)?',
             rf'`([a-z_]+) ?= ?(?![^`]*\w\(){VALUE}?[^`]*`', r'--set ([a-z_]+)=']
 
 def known():
-    "Names of settings, of what the settings `generator` and `server` hold, and of what `train` takes"
+    "Names of settings, of what `generator` and `server` hold, of what `train` takes, and of the filters of `a3t view`"
     ini = configparser.ConfigParser(interpolation=None)
     ini.read(ROOT/'settings.ini')
     makers = alfworld_games, generate_shop, cooking_games, ServerModel, TrainingSettings
-    return set(ini.defaults()) | {p for f in makers for p in signature(f).parameters}
+    return set(ini.defaults()) | {f.name for f in fields(Filter)} | {p for f in makers for p in signature(f).parameters}
 
 def text_of(node):
     "The text of a string in the source, with {} for what is filled in"

@@ -38,7 +38,9 @@ def evaluated(run, round=0):
 
 class Memory(Tracker):
     "A tracker that only remembers; it may die after some records"
-    def __init__(self, forgetful=False): self.runs, self.files, self.ends, self.forgetful = {}, [], 0, forgetful
+    def __init__(self, forgetful=False):
+        self.runs, self.files = {}, []
+        self.ends, self.forgetful = 0, forgetful
     def start(self, run):
         self.now = self.runs.setdefault(run.id, [])
         return 0 if self.forgetful else len(self.now)
