@@ -242,7 +242,7 @@ def record(
 )->Record: # with a fault where it cannot be read
     "A record of any of the forms"
     try:
-        if not isinstance(obj, dict): raise Unreadable(f'it is no object with an episode: {brief(obj)}')
+        if not isinstance(obj, dict): raise Unreadable(f'it is not an object that holds an episode: {brief(obj)}')
         if own := _own_record(obj, where): return own
         if 'schema_version' in obj: return atif_record(obj, where)
         if 'actions' in obj: return line_record(obj, where)

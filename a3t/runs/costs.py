@@ -19,7 +19,7 @@ def run_usage(
     run, # folder of the run
     settings:dict, # its settings
 )->list: # of dicts: `stage`, `round`, `role`, `model`, and the counts of `a3t.models.usage`
-    "What each stage asked of each model; for the train stages the tokens of one epoch, as `trained_tokens`"
+    "What each stage asked of each model; for the train stages the tokens of all epochs, as `trained_tokens`"
     res = []
     for stage in plan(settings['rounds'])[:-1]:
         facts = (read_manifest(run, *stage) or {}).get('facts', {})
