@@ -146,7 +146,7 @@ def test_a_training_that_is_stopped_leaves_its_alarm(fake, tmp_path, capsys, mon
     with pytest.raises(A3TError, match='a gradient is not finite'): run_stage(run, 'train')
     report = write_report(run)
     assert [(a['stage'], a['round'], a['name']) for a in report['alarms']] == [('train', 0, 'a gradient is not finite')]
-    assert '<h2>Alarms</h2>' in (page := (run/'report.html').read_text()) and 'a gradient is not finite' in page
+    assert '<p>Alarms:</p>' in (page := (run/'report.html').read_text()) and 'a gradient is not finite' in page
     print_results(run)
     assert 'warning: round 0 · train: a gradient is not finite' in capsys.readouterr().out
     monkeypatch.setenv('A3T_NOTEBOOKS', str(fakes(tmp_path/'fixed')))
