@@ -155,7 +155,7 @@ def test_a_training_that_is_stopped_leaves_its_alarm(fake, tmp_path, capsys, mon
 
 def test_a_good_run_has_none(tmp_path):
     report = write_report(run := make_run(tmp_path/'run'))
-    assert report['alarms'] == [] and '<h2>Alarms</h2>' not in (run/'report.html').read_text()
+    assert report['alarms'] == [] and '<p>Alarms:</p>' not in (run/'report.html').read_text()
 
 def test_alarms_are_escaped(tmp_path):
     run = make_run(tmp_path/'run')
