@@ -8,7 +8,7 @@ __all__ = ['GAME_KEYS', 'LABEL', 'TAGGED', 'ASSISTANTS', 'ROOM', 'TASK', 'LONGES
            'trajectory_record', 'episode_files', 'records']
 
 # %% ../../nbs/exchange/formats.ipynb #fo02
-import gzip, json, lzma, re, zlib
+import gzip, json, lzma, math, re, zlib
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -84,6 +84,7 @@ def _claims(*dicts):
             if d.get(key) is not None: res.setdefault('won', _flag(d[key], key))
         if (r := d.get('reward')) is not None:
             if not isinstance(r, (bool, int, float)): raise Unreadable(f'its reward is not a number: {brief(r)}')
+            if not math.isfinite(r): raise Unreadable(f'its reward is not finite: {r}')
             res.setdefault('reward', float(r))
     return res
 

@@ -48,7 +48,7 @@ def import_function(
     module, function = FUNCTION.fullmatch(name).groups()
     if (here := str(Path.cwd())) not in sys.path: sys.path.insert(0, here)
     try: found = importlib.import_module(module)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise A3TError(f'the agent {name} cannot be imported ({type(e).__name__}: {e}): stand in the folder that holds '
                        f'the module, or install it') from e
     if not callable(call := getattr(found, function, None)):
@@ -81,7 +81,7 @@ class Function:
             said = self.call(*(traj, info, seed)[:2 + self.takes_seed])
             if inspect.isawaitable(said): said = await said
         except A3TError: raise
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             at = traceback.extract_tb(e.__traceback__)[-1]
             raise A3TError(f'the agent {self.name} failed in {traj.task}, step {len(traj) + 1}: {type(e).__name__}: '
                            f'{e} ({Path(at.filename).name}, line {at.lineno}): fix it; finished episodes are kept'
@@ -130,10 +130,10 @@ def player(
         found = Player(name, 'server', name)
     elif name in EMBEDDED: found = Player(name, 'embedded', name)
     elif (folder := project_path(name, Path.cwd())).is_dir(): return _folder_player(name, folder, base)
-    elif re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name) and not name.startswith('.'): found = Player(name, 'hub', name)
+    elif re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', name): found = Player(name, 'hub', name)
     else:
         raise A3TError(f'there is no agent {name!r}{did_you_mean(name, ("random", *EMBEDDED))}: pass a folder, a hub '
-                       f'id, URL#name, random, or package.module:function')
+                       f'id as OWNER/NAME, URL#name, random, or package.module:function')
     if base and found.kind != 'adapter':
         raise A3TError(f'--model {base} is the base of an adapter, but {name} is none: omit --model')
     return found

@@ -302,7 +302,7 @@ def evaluate_command(
     what = dict(agent=who.hash or who.name, prompt=p.get('prompt_hash', ''), settings=S,
                 panels={s:p.hash for s,p in panels.items()})
     to = score_file(json and project_path(json, Path.cwd()), what)
-    store = to.with_suffix('.episodes')
+    store, again = to.with_suffix('.episodes'), to.exists()
     claim(store/'evaluation.json', what, any(store.glob('*/*')), 'the results of another evaluation',
           'choose another --json')
     lm, policy = policy_of(who, S, env, style, store.with_suffix('.answers'))
@@ -311,7 +311,8 @@ def evaluate_command(
     res = score_data(who, played, panels, S, p) | dict(world=source, **what)
     write_json(to, res)
     table = summary_table(res['splits'] | ({'all':res} if len(panels) > 1 else {}))
-    print(f"{table.to_string()}\n\n{protocol_text(p)}\n\nscore: {os.path.relpath(to)}")
+    print(f"{table.to_string()}\n\n{protocol_text(p)}\n\nscore: {os.path.relpath(to)}"
+          + ' (stored before: its episodes were not played again)'*again)
     return res
 
 # %% ../../nbs/scoring/score.ipynb #scor24c
