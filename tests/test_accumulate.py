@@ -232,7 +232,7 @@ def test_first_append_reads_ids_only(tmp_path, monkeypatch):
     assert append(tmp_path/'b', [traj(reason='1')]) == 0 and asked == [(f'{i:05d}', ['id']) for i in range(3)]
 
 def test_append_sees_what_others_did(tmp_path):
-    "Another process adds a file, takes one away, or begins anew: the next append knows"
+    "Another process adds a file, takes one away, or starts again: the next append knows"
     store, other = tmp_path/'store', tmp_path/'other'
     for i in range(2): append(store, [traj(reason=str(i))])
     code = ("import sys; from test_accumulate import append, traj; append(sys.argv[1], [traj(reason='theirs')])")

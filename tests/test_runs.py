@@ -162,7 +162,7 @@ def test_a_begun_stage_finds_its_work_and_its_time(fake):
     for o in OUTPUTS['baselines']: (stage.path(o).mkdir if '.' not in o else stage.path(o).touch)()
     stage.done()
     assert not stage.work.exists()
-    assert open_stage('baselines', run).seconds < 5  # a finished stage counts anew
+    assert open_stage('baselines', run).seconds < 5  # a finished stage counts again
     unlock(run/'baselines'/'.baselines.lock')
 
 def test_done_refuses_missing_results(fake):

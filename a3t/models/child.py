@@ -153,7 +153,7 @@ def up(self:Child):
 def stop(self:Child,
     keep_log:bool=False, # keep what it printed? after an error it stays in any case
 ):
-    "End the server and all its processes, and wait until they are gone; a later `up` starts it anew"
+    "End the server and all its processes, and wait until they are gone; a later `up` starts it again"
     if self.process is None: return
     keep_log = keep_log or bool(self.error)
     self.process.communicate(b'stop\n') # closing alone is not enough: a forked process may hold the pipe open

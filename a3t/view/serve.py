@@ -119,10 +119,10 @@ def view_command(
     f = read_filter(only)
     if not source: from a3t.runs.listing import chosen_run # needs what runs need
     collection = Collection(source_path(source) if source else chosen_run())
-    if collection.faults:
-        first = collection.faults[0]
-        print(f'{len(collection.faults)} episodes cannot be read; the first: {first.where}: {first.fault}')
     if not html: return serve(view_site(collection), port, link('/', **f.given))
     path = project_path(html, Path.cwd())
     write_page(collection, f, path)
     print(f'{html}: {len(collection.pick(f)):,} trajectories on one page')
+    if collection.faults:
+        first = collection.faults[0]
+        print(f'{len(collection.faults)} episodes cannot be read; the first: {first.where}: {first.fault}')
