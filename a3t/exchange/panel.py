@@ -118,8 +118,8 @@ def check_command(
     if len(faults) > 10: print(f'… and {len(faults) - 10:,} more')
     kinds = Counter(f['what'].split(':')[0] for f in faults)
     result = ', '.join(f'{n:,} {k}' for k,n in kinds.items()) or 'all present and unaltered'
-    share = official_share(panel)
-    print(f'{Path(file).name}: panel {panel.hash}, {len(panel):,} games{f" ({share})"*bool(share)}, in {where}: {result}')
+    share = f' ({found})' if (found := official_share(panel)) else ''
+    print(f'{Path(file).name}: panel {panel.hash}, {len(panel):,} games{share}, in {where}: {result}')
     return int(bool(faults))
 
 # %% ../../nbs/exchange/panel.ipynb #pa18

@@ -190,8 +190,8 @@ def verify_file(
     _panel_faults(check, name, wanted)
     hash = Panel({t:h or index.games[t].hash for t,h in wanted.items()}).hash if name else ''
     return dict(file=Path(path).name, sha256=_hash(path), **score(check.won), **_totals(check.totals),
-                panel=dict(name=name, n=len(wanted), hash=hash, official=official_share(wanted)), max_steps=steps, engine='sim', version=a3t.__version__,
-                problems=check.problems, won=check.won)
+                panel=dict(name=name, n=len(wanted), hash=hash, official=official_share(wanted)), max_steps=steps,
+                engine='sim', version=a3t.__version__, problems=check.problems, won=check.won)
 
 def _hash(path):
     "SHA-256 of a file, or of the names and hashes of several"
