@@ -231,9 +231,10 @@ def protocol_of(
                  temperature=S['eval_temperature'], quantize=S['quantize'], model=S['model']) if who.is_model else {}
     return dict(agent=who.name, kind=who.kind, hash=who.hash, **model, commands_shown=commands_shown(who, style),
                 panels={name:panel_facts(p, S['environment']) for name,p in panels.items()},
-                environment=S['environment'], engine=engine, dialect=', '.join(sorted(dialects)), max_steps=S['max_steps'], patience=S['patience'],
-                trials=n, seed=S['seed'], versions=dict(a3t=a3t.__version__, python=platform.python_version(),
-                                                        **{k:v for k in PACKAGES if (v := _version(k))}))
+                environment=S['environment'], engine=engine, dialect=', '.join(sorted(dialects)),
+                max_steps=S['max_steps'], patience=S['patience'], trials=n, seed=S['seed'],
+                versions=dict(a3t=a3t.__version__, python=platform.python_version(),
+                              **{k:v for k in PACKAGES if (v := _version(k))}))
 
 # %% ../../nbs/scoring/score.ipynb #scor22
 SHOWN = ('a3t', 'python', 'torch', 'transformers', 'textworld', 'alfworld') # versions that are printed
