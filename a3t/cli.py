@@ -284,7 +284,7 @@ def _flush():
     "Write buffered output; a closed output is an `OSError`"
     if sys.stdout: sys.stdout.flush() # None if the caller has closed it
 
-# %% ../nbs/cli.ipynb #e8b1c2a6b
+# %% ../nbs/cli.ipynb #e8b1c2a5b
 RESUMED = ('run', 'evaluate', 'report', 'train', 'parity') # commands whose finished work is kept
 
 def _status(words):
@@ -306,6 +306,7 @@ def _status(words):
     finally: close_output()
     return 1
 
+# %% ../nbs/cli.ipynb #e8b1c2a6b
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 def _stop(*_):

@@ -275,7 +275,7 @@ def read_json(
     except (ValueError, RecursionError) as e:
         raise A3TError(f'{path} is not valid JSON ({e}): delete it to rebuild it') from e
 
-# %% ../nbs/method/01_core.ipynb #filehash
+# %% ../nbs/method/01_core.ipynb #filehasa
 def file_hash(
     path, # a file, or a folder (all files in it, by relative name)
 )->str: # 64 hexadecimal digits
@@ -287,6 +287,7 @@ def file_hash(
         with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
     except OSError as e: raise refused(e, path, 'read') from e
 
+# %% ../nbs/method/01_core.ipynb #filehash
 def check_output(
     path, # a file or a folder that a command will write
 )->Path: # the same path

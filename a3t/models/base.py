@@ -179,7 +179,7 @@ def cut_at_stop(
     at = [i for i in map(text.find, stop) if i >= 0]
     return (text[:min(at)], True) if at else (text, False)
 
-# %% ../../nbs/models/base.ipynb #17784eba
+# %% ../../nbs/models/base.ipynb #17784eb9
 async def _gather(coros, limit, done):
     "Run coroutines, at most `limit` at once; the first error cancels the others"
     res, todo = [None]*len(coros), iter(enumerate(coros))
@@ -195,6 +195,7 @@ async def _gather(coros, limit, done):
         for c in coros: c.close()
     return res
 
+# %% ../../nbs/models/base.ipynb #17784eba
 def _run(coro):
     "Run a coroutine to its end, inside or outside a running event loop"
     try: asyncio.get_running_loop()

@@ -170,7 +170,7 @@ async def once(self:ServerModel, session, path, body, check):
     if check: check(res)
     return res
 
-# %% ../../nbs/models/server.ipynb #6a8c0532
+# %% ../../nbs/models/server.ipynb #6a8c0531
 PATIENT = 5. # seconds without the first answer, after which one line says so
 
 @patch
@@ -183,6 +183,7 @@ def tell_wait(self:ServerModel, path):
     tqdm.write(f'waiting for the server {self.url} ({path}): {why}; each of {self.attempts} attempts may take '
                f'{self.timeout:g} seconds', file=sys.stderr)
 
+# %% ../../nbs/models/server.ipynb #6a8c0532
 @patch
 async def ask(self:ServerModel, path, body=None, check=None):
     "Send a request until it is answered; `A3TError` after the last attempt; `check` may raise `Retry`"
@@ -200,6 +201,7 @@ async def ask(self:ServerModel, path, body=None, check=None):
         res = await AsyncRetrying(stop=stop, wait=wait, retry=retry_if_exception_type(Retry), before_sleep=again,
                                   reraise=True)(self.once, session, path, body, check)
         self.facts.setdefault('answered', set()).add(path)
+        self.facts.pop('failed', None)
     except Retry as e:
         too_long = e.wait and e.wait > self.patience
         why = f', and asks for a pause of {e.wait:.0f} seconds' if too_long else f', {self.attempts} times'

@@ -39,7 +39,7 @@ def run_of(
     run = read_json(file) if file.is_file() else None
     return run if isinstance(run, dict) and isinstance(run.get('settings'), dict) else None
 
-# %% ../../nbs/scoring/players.ipynb #play11
+# %% ../../nbs/scoring/players.ipynb #play11a
 FUNCTION = re.compile(r'([A-Za-z_][\w.]*):([A-Za-z_]\w*)')
 
 def import_function(
@@ -58,6 +58,7 @@ def import_function(
                        f'--agent')
     return call
 
+# %% ../../nbs/scoring/players.ipynb #play11
 def function_hash(
     name:str, # 'package.module:function'
 )->str: # 16 hexadecimal digits; '' for a function without source code

@@ -164,7 +164,7 @@ def _counts(s):
     of = lambda d: d | dict(n=d.get('episodes', d['n']))
     return of(s) | dict(by_type={k:of(v) for k,v in s['by_type'].items()})
 
-# %% ../../nbs/scoring/score.ipynb #scor19
+# %% ../../nbs/scoring/score.ipynb #scor18c
 @contextmanager
 def ended_episodes(
     store:Path, # folder for the episodes
@@ -179,6 +179,7 @@ def ended_episodes(
         append(store, [t for t in found if t.task not in have])
         raise
 
+# %% ../../nbs/scoring/score.ipynb #scor19
 def play_trials(
     who, # a `Player`
     panels:dict, # name → `Panel`
@@ -197,7 +198,7 @@ def play_trials(
                           seed=seed_for(S['seed'], 'evaluate', name, *more), patience=S['patience'], ended=ended)
     return {name:[one(name, k) for k in range(1, n + 1)] for name in panels}
 
-# %% ../../nbs/scoring/score.ipynb #scor21
+# %% ../../nbs/scoring/score.ipynb #scor20c
 def commands_shown(
     who, # a `Player`
     style, # a `Style`, or `None`
@@ -213,6 +214,7 @@ def panel_facts(
     share = official_share(p) if environment == 'alfworld' else ''
     return dict(hash=p.hash, n=len(p), **dict(official=share) if share else {})
 
+# %% ../../nbs/scoring/score.ipynb #scor21
 def protocol_of(
     who, # a `Player`
     env, # the environment

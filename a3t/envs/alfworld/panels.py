@@ -74,7 +74,7 @@ def write_manifest(
     lines = [f"{t}\t{g.hash}\t{letters.get(t, '-')}\n" for t,g in games.items()]
     write_atomic(path, lzma.compress(''.join(lines).encode(), preset=9 | lzma.PRESET_EXTREME))
 
-# %% ../../../nbs/envs/alfworld/panels.ipynb #152bd3e8
+# %% ../../../nbs/envs/alfworld/panels.ipynb #152bd3e7
 @functools.cache
 def published(
 )->dict: # 'train', 'seen', 'unseen' (the listed games), 'paper-train', 'paper-valid' → `Panel`
@@ -84,6 +84,7 @@ def published(
     return {**{k:of(lambda t, _: t.startswith(v+'/')) for k,v in SPLITS.items()},
             'paper-train':of(lambda _, mark: mark == 't'), 'paper-valid':of(lambda _, mark: mark == 'v')}
 
+# %% ../../../nbs/envs/alfworld/panels.ipynb #152bd3e8
 def official_share(
     tasks, # ids of a panel
 )->str: # such as '67 of the official 134 unseen'; '' where other games are among them
