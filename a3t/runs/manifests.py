@@ -74,7 +74,7 @@ def _module(name, file, stamp):
         if isinstance(n, DOCUMENTED): n.body = [s for s in n.body if not _is_prose(s)]
     return content_hash(ast.dump(tree))[:16], used, data
 
-# %% ../../nbs/runs/manifests.ipynb #codehash2b
+# %% ../../nbs/runs/manifests.ipynb #codehash2a
 def notebook_imports(
     path, # a notebook
 )->set: # names of modules, such as 'a3t.train'
@@ -96,6 +96,7 @@ def _place(top):
     places = list(spec.submodule_search_locations or [str(spec.origin).removesuffix('.py')]) if spec else ['nowhere']
     return Path(places[0])
 
+# %% ../../nbs/runs/manifests.ipynb #codehash2b
 # names of folders with packages that have versions
 INSTALLED = ('site-packages', 'dist-packages', Path(sysconfig.get_path('stdlib')).name)
 
