@@ -198,6 +198,7 @@ def rollout(
     progress:str=None, # label of the progress bar; none by default
     limit:int=64, # episodes at once
     processes:int=1, # see `gather`
+    ended=None, # function of a `Trajectory`, called as each episode ends, if one process plays all; none by default
     **kwargs, # further arguments of `episode`
 )->list: # of `Trajectory`, in the order of the tasks
     "One episode for each task"
@@ -206,6 +207,7 @@ def rollout(
         env = free.pop() if free else make_env()
         task, s = task if isinstance(task, tuple) else (task, seed_for(seed, task))
         traj = await episode(env, task, policy, seed=s, **kwargs)
+        if ended: ended(traj)
         free.append(env)
         return traj
     return gather([one(t) for t in tasks], progress, limit, processes)

@@ -6,11 +6,11 @@
 __all__ = ['COLOURS', 'REMEDIES', 'PLAIN', 'Step', 'Trajectory', 'step_html', 'trajectory_html', 'trajectory_text',
            'content_hash', 'trajectory_id', 'to_row', 'from_row', 'seed_for', 'A3TError', 'refused', 'did_you_mean',
            'brief', 'never_fail_output', 'close_output', 'write_atomic', 'write_json', 'read_text', 'read_json',
-           'file_hash', 'make_folder', 'claim', 'project_root', 'data_folder', 'shipped_folder', 'results_folder',
-           'project_path']
+           'file_hash', 'check_output', 'make_folder', 'claim', 'project_root', 'data_folder', 'shipped_folder',
+           'results_folder', 'project_path']
 
 # %% ../nbs/method/01_core.ipynb #94fc5afa
-import codecs, difflib, errno, hashlib, html, json, os, shutil, sys, tempfile
+import codecs, difflib, errno, hashlib, html, json, os, shutil, stat, sys, tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import a3t
@@ -275,7 +275,7 @@ def read_json(
     except (ValueError, RecursionError) as e:
         raise A3TError(f'{path} is not valid JSON ({e}): delete it to rebuild it') from e
 
-# %% ../nbs/method/01_core.ipynb #filehash
+# %% ../nbs/method/01_core.ipynb #filehasa
 def file_hash(
     path, # a file, or a folder (all files in it, by relative name)
 )->str: # 64 hexadecimal digits
@@ -286,6 +286,19 @@ def file_hash(
     try:
         with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
     except OSError as e: raise refused(e, path, 'read') from e
+
+# %% ../nbs/method/01_core.ipynb #filehash
+def check_output(
+    path, # a file or a folder that a command will write
+)->Path: # the same path
+    "`A3TError` if nothing can be written there, before the work begins; nothing is left behind"
+    path = Path(path)
+    try:
+        try: other = not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
+        except FileNotFoundError: other = False
+        if other: raise A3TError(f'{path} is not a regular file: choose another path')
+        with tempfile.TemporaryFile(dir=next(p for p in path.absolute().parents if os.path.lexists(p))): return path
+    except OSError as e: raise refused(e, path) from e
 
 # %% ../nbs/method/01_core.ipynb #makefold1
 def make_folder(

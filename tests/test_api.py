@@ -193,6 +193,14 @@ def test_a_server_that_hangs():
             complete(model(toy, timeout=.2, attempts=2))
         assert time.monotonic() - start < 3
 
+@pytest.mark.parametrize('trouble,why', [(2., 'no answer yet'), ((503, {'Retry-After':'1'}), 'it answers 503')])
+def test_a_wait_for_a_server_is_told_once(trouble, why, monkeypatch, capsys):
+    monkeypatch.setattr('a3t.models.server.PATIENT', .3)
+    with ToyServer(lambda body: MOVE, [trouble]*4) as toy, pytest.raises(A3TError):
+        complete(model(toy, timeout=.5, attempts=2), ['Task', 'Task'])
+    told, = capsys.readouterr().err.splitlines()
+    assert told.startswith(f'waiting for the server {toy.url} (/completions): {why}') and 'each of 2 attempts' in told
+
 def test_a_dead_server_fails_at_once():
     with ToyServer(lambda b: MOVE) as toy: pass
     start = time.monotonic()

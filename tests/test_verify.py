@@ -8,7 +8,7 @@ from a3t.cli import main
 from a3t.core import A3TError, Step, Trajectory, read_json
 from a3t.envs.alfworld.games import Games, mini_games, pack_games, unpack_games
 from a3t.envs.alfworld.generator import generate_games
-from a3t.envs.alfworld.panels import make_panel, published
+from a3t.envs.alfworld.panels import make_panel, official_share, published
 from a3t.envs.alfworld.simulator import AlfSim
 from a3t.envs.panel import Panel
 from a3t.exchange.formats import action_of, record, records
@@ -409,6 +409,10 @@ def test_published_panels_have_their_hashes(capsys):
     text = capsys.readouterr().out
     for p in published().values(): assert p.hash in text
     assert len(re.findall(r'[0-9a-f]{16}', text)) == 5
+    assert '(67 of the official 134 unseen games)' in text and '(140 of the official 140 seen games)' in text
+    assert official_share(published()['paper-train']) == official_share({}) == ''
+    both = {**published()['seen'], **published()['unseen']}
+    assert official_share(both) == '140 of the official 140 seen and 67 of the official 134 unseen'
 
 def test_the_step_limit_is_the_users(tmp_path, honest, games, source):
     file = write(tmp_path/'x.jsonl', honest)

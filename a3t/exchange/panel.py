@@ -10,10 +10,10 @@ __all__ = ['NAMES', 'check_name', 'named_panel', 'source_games', 'panel_data', '
 import os
 from collections import Counter
 from pathlib import Path
-from ..core import A3TError, brief, did_you_mean, project_path, project_root, read_json, write_json
+from ..core import A3TError, brief, check_output, did_you_mean, project_path, project_root, read_json, write_json
 from ..envs.alfworld import games_source
 from ..envs.alfworld.games import Games, load_games, task_type
-from ..envs.alfworld.panels import game_panel, published, type_counts
+from ..envs.alfworld.panels import game_panel, official_share, published, type_counts
 from ..envs.panel import Panel, read_panel as panel_file
 from ..settings import load_settings, preset_names, read_settings
 
@@ -98,7 +98,8 @@ def panel_words(
 )->str: # one line
     "A panel in words: name, hash, size, types"
     types = ', '.join(f'{t} {n:,}' for t,n in type_counts(panel).items())
-    return f'{name:<12} {panel.hash}  {len(panel):>5,} games: {types}'
+    share = official_share(panel)
+    return f'{name:<12} {panel.hash}  {len(panel):>5,} games: {types}' + f' ({share} games)'*bool(share)
 
 def _print_all(games):
     "A line for each panel that the games can make"
@@ -117,7 +118,8 @@ def check_command(
     if len(faults) > 10: print(f'… and {len(faults) - 10:,} more')
     kinds = Counter(f['what'].split(':')[0] for f in faults)
     result = ', '.join(f'{n:,} {k}' for k,n in kinds.items()) or 'all present and unaltered'
-    print(f'{Path(file).name}: panel {panel.hash}, {len(panel):,} games, in {where}: {result}')
+    share = f' ({found})' if (found := official_share(panel)) else ''
+    print(f'{Path(file).name}: panel {panel.hash}, {len(panel):,} games{share}, in {where}: {result}')
     return int(bool(faults))
 
 # %% ../../nbs/exchange/panel.ipynb #pa18
@@ -134,6 +136,9 @@ def panel_command(
     if check: return check_command(check, games or 'official')
     if out and not name: raise A3TError(f"--json needs the NAME of a panel: choose from {', '.join(NAMES)}")
     if name: check_name(name, n)
+    if out and (file := project_path(out, Path.cwd())).is_dir():
+        raise A3TError(f'--json {out} is a folder: pass a file')
+    if out: check_output(file)
     source = source_games(games or 'official', seed) if games or n else None
     if not name:
         _print_all(source)
@@ -141,7 +146,6 @@ def panel_command(
     panel = named_panel(name, source, n, seed)
     print(panel_words(panel, name))
     if out:
-        if (file := project_path(out, Path.cwd())).is_dir(): raise A3TError(f'--json {out} is a folder: pass a file')
         write_json(file, panel_data(panel, name))
         print(f'panel: {os.path.relpath(file)}')
     return 0
