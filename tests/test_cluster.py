@@ -218,7 +218,7 @@ def test_a_vllm_for_each_worker(two_workers, folder, tmp_path):
     for n,(_, made) in enumerate(waves(ask, parts, 'local', GPU)):
         assert made == [' go to drawer 1']*2
         if n == 2: os.kill(min(workers), signal.SIGKILL)
-    assert len(stub.notes('pids')) == 3 and any(gone(pids, 5) for pids in servers)
+    assert any(gone(pids, 5) for pids in servers) and not all(gone(pids, 0) for pids in stub.notes('pids'))
     def broken(wave): # while the other worker plays, with a server of its own
         ask(wave)
         if wave[0]: raise A3TError('the games are missing')
