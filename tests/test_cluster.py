@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from test_vllm import STUB, Stub, gone
 from a3t.accumulate import append, read
 from a3t.agents import ReAct, Sampler, rollout
-from a3t.core import A3TError, trajectory_id, write_json
+from a3t.core import A3TError, trajectory_id
+from a3t.files import write_json
 from a3t.data import make_rows
 from a3t.envs.base import ToyHouse
 from a3t.models.weights import load_model

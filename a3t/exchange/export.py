@@ -12,7 +12,8 @@ from collections import Counter
 from pathlib import Path
 from fastcore.basics import chunked
 from ..accumulate import append, is_success, shortest, stores
-from ..core import A3TError, Trajectory, data_folder, did_you_mean, make_folder, project_path, refused
+from ..core import A3TError, Trajectory, did_you_mean
+from ..files import data_folder, make_folder, project_path, refused
 from ..envs.alfworld.games import task_type
 from .dataset import made_by, write_dataset
 from .formats import TASK, Record, records

@@ -12,7 +12,8 @@ from collections import Counter
 from functools import lru_cache
 from fastcore.basics import patch
 from tqdm import tqdm
-from ..core import A3TError, project_root
+from ..core import A3TError
+from ..files import project_root
 from ..extras import missing_package
 from ..models.api import language_model
 from ..models.child import stop_children

@@ -9,7 +9,8 @@ __all__ = ['SAID', 'NUMBER', 'DAY', 'check_parameters', 'StageError', 'refusal',
 # %% ../../nbs/runs/executor.ipynb #h3imports
 import builtins, contextlib, errno, json, math, os, re, shutil, sys, tempfile, threading, time
 from pathlib import Path
-from ..core import A3TError, REMEDIES, project_root, read_json, refused, write_json
+from ..core import A3TError
+from ..files import REMEDIES, project_root, read_json, refused, write_json
 from ..extras import extra_of, missing_package
 from ..quality.alarms import collect_alarms, error_alarms
 from .folders import ONCE, OUTPUTS, needs, plan, stage_folder, stage_name

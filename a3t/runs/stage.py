@@ -14,7 +14,8 @@ from pathlib import Path
 from fastcore.basics import chunked, patch
 from tqdm import tqdm
 from ..accumulate import append
-from ..core import A3TError, content_hash, from_row, read_json, seed_for, to_row, write_json
+from ..core import A3TError, content_hash, from_row, seed_for, to_row
+from ..files import read_json, write_json
 from ..envs.base import leaked, settings_environment
 from ..envs.panel import Panel, some
 from ..evaluate import trials as play_panel

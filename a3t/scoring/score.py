@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import pandas as pd
 import a3t
 from ..agents import ReAct, Sampler
-from ..core import A3TError, claim, content_hash, data_folder, project_path, seed_for, write_json
+from ..core import A3TError, content_hash, seed_for
+from ..files import claim, data_folder, project_path, write_json
 from ..envs.base import environment_spec, settings_environment
 from ..envs.contract import open_space
 from ..envs.panel import Panel, read_panel
