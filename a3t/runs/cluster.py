@@ -136,7 +136,8 @@ def play(self:Crew,
     parts:list, # what to work on
 ): # yields (number of the part, result of `how`) as they come
     "Let the workers play all parts"
-    how, todo, found, lost = self.ray.put(how), set(range(len(parts))), [], Counter()
+    how, todo = self.ray.put(how), set(range(len(parts)))
+    found, lost = [], Counter()
     try:
         while todo:
             self.hire(len(todo))
