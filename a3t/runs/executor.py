@@ -236,8 +236,9 @@ def run_needed(
 
 # %% ../../nbs/runs/executor.ipynb #1f5fd8dab
 def _fork_server(settings):
-    "A fork server that has imported what the stages import, for a run on the CPU; else `None`"
-    if settings.get('device') != 'cpu' or not hasattr(os, 'pidfd_open'): return contextlib.nullcontext()
+    "A fork server that has imported what the stages import, for a run on the CPU without Ray; else `None`"
+    forks = settings.get('device') == 'cpu' and hasattr(os, 'pidfd_open')
+    if not forks or settings.get('ray'): return contextlib.nullcontext() # in a fork, Ray starts slowly or not at all
     modules = set().union(*(notebook_imports(notebook_path(name)) for name in OUTPUTS))
     return ForkServer([*modules, *(LATE if 'a3t.train' in modules else ())])
 
