@@ -13,8 +13,8 @@ from inspect import Parameter, getdoc, signature
 from pathlib import Path
 from fastcore.docments import docments
 from . import __version__
-from .core import (
-    A3TError, close_output, did_you_mean, never_fail_output, read_json, read_text, refused)
+from .core import A3TError, did_you_mean
+from .files import close_output, never_fail_output, read_json, read_text, refused
 from .exchange.commands import export, import_, panel, verify
 from .extras import extra_of, missing_package
 from .settings import (

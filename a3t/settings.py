@@ -11,7 +11,8 @@ __all__ = ['REPLACED', 'TASK_TYPES', 'LEVELS', 'ENVIRONMENTS', 'SCHEDULES', 'RUN
 import ast, configparser, importlib, json, os, re, shlex, shutil, sys, warnings
 from math import inf
 from pathlib import Path
-from .core import A3TError, brief, did_you_mean, project_path, project_root, read_text, shipped_folder
+from .core import A3TError, brief, did_you_mean
+from .files import project_path, project_root, read_text, shipped_folder
 from .values import Allowed, allowed, dictionary, from_to, games_or_path, number, one_of, some, whole
 
 # %% ../nbs/settings.ipynb #afa9002f

@@ -770,7 +770,7 @@ def test_the_hub_is_asked_only_where_it_answers(monkeypatch):
 @pytest.mark.slow
 def test_a_round_explores_with_a_hosted_model_alone(tmp_path, monkeypatch):
     "Its tokenizer is not on this machine: the stage succeeds without counting tokens"
-    from a3t.core import read_json
+    from a3t.files import read_json
     from a3t.runs.folders import open_run
     from a3t.runs.executor import run_stage
     monkeypatch.setenv('A3T_DATA', str(tmp_path))

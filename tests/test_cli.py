@@ -4,7 +4,8 @@ from contextlib import redirect_stdout
 import pytest
 import a3t
 from a3t.cli import COMMANDS, command_parser, main
-from a3t.core import A3TError, check_output
+from a3t.core import A3TError
+from a3t.files import check_output
 from a3t.settings import preset_names, read_settings
 from conftest import A3T, ROOT
 

@@ -2,7 +2,8 @@
 from dataclasses import replace
 import pytest
 from a3t.agents import Wording
-from a3t.core import A3TError, content_hash, read_json
+from a3t.core import A3TError, content_hash
+from a3t.files import read_json
 from a3t.envs import cooking
 from a3t.envs.cooking import games
 from a3t.envs.contract import check_environment

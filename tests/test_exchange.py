@@ -5,7 +5,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from a3t.accumulate import append, read, stores
 from a3t.cli import main
-from a3t.core import Step, Trajectory, results_folder, trajectory_id
+from a3t.core import Step, Trajectory, trajectory_id
+from a3t.files import results_folder
 from a3t.exchange.dataset import DATASET, Totals, card, dataset_row, made_by
 from a3t.exchange.export import trajectories
 from a3t.exchange.formats import record, records

@@ -2,7 +2,7 @@
 import json, lzma, re, resource, signal, time
 import pytest
 from a3t.accumulate import read
-from a3t.core import read_json
+from a3t.files import read_json
 from a3t.runs.folders import plan, stage_folder
 from a3t.runs.manifests import read_manifest
 from conftest import Project, ROOT, one_line_error

@@ -4,7 +4,8 @@ from inspect import signature
 import pytest
 from a3t.accumulate import read
 from a3t.agents import ReAct
-from a3t.core import A3TError, read_json, write_json
+from a3t.core import A3TError
+from a3t.files import read_json, write_json
 from a3t.models.api import language_model, model_arguments
 from a3t.models.base import gather
 from a3t.models.chatter import without_lead_in

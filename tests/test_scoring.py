@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from a3t.accumulate import read
 from a3t.cli import main
-from a3t.core import read_json
+from a3t.files import read_json
 from a3t.envs.base import ToyHouse
 from a3t.models.chat import MESSAGES, messages_of
 from a3t.models.toyserver import ToyServer

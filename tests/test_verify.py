@@ -5,7 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from a3t.accumulate import append
 from a3t.cli import main
-from a3t.core import A3TError, Step, Trajectory, read_json
+from a3t.core import A3TError, Step, Trajectory
+from a3t.files import read_json
 from a3t.envs.alfworld.games import Games, mini_games, pack_games, unpack_games
 from a3t.envs.alfworld.generator import generate_games
 from a3t.envs.alfworld.panels import make_panel, official_share, published

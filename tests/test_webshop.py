@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from a3t.accumulate import read
 from a3t.agents import Wording, sample_action
-from a3t.core import A3TError, read_json
+from a3t.core import A3TError
+from a3t.files import read_json
 from a3t.settings import load_settings
 from a3t.doctor import check_environment_data
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 import gymnasium
 from fastcore.basics import patch
-from ..core import A3TError, Step, Trajectory, content_hash, project_root, seed_for
+from ..core import A3TError, Step, Trajectory, content_hash, seed_for
+from ..files import project_root
 from .claims import clauses, judged, says
 from .panel import Panel
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from fastcore.basics import chunked
 from ..accumulate import append, is_success, shortest, stores
-from ..core import (
-    A3TError, Trajectory, check_output, data_folder, did_you_mean, make_folder, project_path, refused)
+from ..core import A3TError, Trajectory, did_you_mean
+from ..files import check_output, data_folder, make_folder, project_path, refused
 from ..envs.alfworld.games import task_type
 from .dataset import made_by, write_dataset
 from .formats import TASK, Record, records

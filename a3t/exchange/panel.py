@@ -10,7 +10,8 @@ __all__ = ['NAMES', 'check_name', 'named_panel', 'source_games', 'panel_data', '
 import os
 from collections import Counter
 from pathlib import Path
-from ..core import A3TError, brief, check_output, did_you_mean, project_path, project_root, read_json, write_json
+from ..core import A3TError, brief, did_you_mean
+from ..files import check_output, project_path, project_root, read_json, write_json
 from ..envs.alfworld import games_source
 from ..envs.alfworld.games import Games, load_games, task_type
 from ..envs.alfworld.panels import game_panel, official_share, published, type_counts

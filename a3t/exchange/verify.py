@@ -12,7 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from fastcore.basics import patch
 import a3t
-from ..core import A3TError, brief, check_output, content_hash, file_hash, project_path, write_json
+from ..core import A3TError, brief, content_hash
+from ..files import check_output, file_hash, project_path, write_json
 from ..envs.alfworld.engine import reworded
 from ..envs.alfworld.games import Games, SPLITS, task_type
 from ..envs.alfworld.panels import official_share, published

@@ -12,7 +12,8 @@ from inspect import signature
 from pathlib import Path
 import httpx
 from fastcore.basics import chunked, patch
-from ..core import A3TError, did_you_mean, file_hash
+from ..core import A3TError, did_you_mean
+from ..files import file_hash
 from ..extras import missing_package
 from .address import is_address, split_address, weights_name
 from .base import Completion, LanguageModel, as_segments, cut_at_stop, encode_segments

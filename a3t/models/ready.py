@@ -9,7 +9,8 @@ __all__ = ['EMBEDDED', 'TOKENIZERS', 'WEIGHTS', 'PROBE_TOKENS', 'is_complete', '
 # %% ../../nbs/models/ready.ipynb #ready003
 import importlib.util, json
 from pathlib import Path
-from ..core import A3TError, data_folder
+from ..core import A3TError
+from ..files import data_folder
 from .address import is_address, weights_name
 from .api import hub_reachable, server_arguments
 from .base import gather

@@ -11,7 +11,8 @@ import asyncio, os, secrets, shlex
 from functools import lru_cache
 from pathlib import Path
 import httpx
-from ..core import A3TError, data_folder, read_json
+from ..core import A3TError
+from ..files import data_folder, read_json
 from .address import OWN_KEYS
 from .base import ContextFull
 from .child import Child

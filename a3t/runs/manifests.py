@@ -10,8 +10,8 @@ __all__ = ['DOCUMENTED', 'INSTALLED', 'notebook_path', 'notebook_hash', 'read_ma
 import ast, fcntl, importlib.util, os, re, shutil, sys, sysconfig, time
 from functools import lru_cache
 from pathlib import Path
-from ..core import (
-    A3TError, content_hash, file_hash, project_path, project_root, read_json, read_text, refused, shipped_folder)
+from ..core import A3TError, content_hash
+from ..files import file_hash, project_path, project_root, read_json, read_text, refused, shipped_folder
 from ..envs.base import environment_name
 from ..envs.panel import some
 from .folders import OUTPUTS, needs, stage_folder

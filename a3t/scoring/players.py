@@ -9,7 +9,8 @@ __all__ = ['FUNCTION', 'adapter_model', 'run_of', 'import_function', 'function_h
 import importlib, inspect, re, sys, traceback
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import A3TError, content_hash, did_you_mean, file_hash, project_path, read_json
+from ..core import A3TError, content_hash, did_you_mean
+from ..files import file_hash, project_path, read_json
 from ..models.address import is_address, split_address
 from ..models.ready import EMBEDDED, is_complete
 from ..runs.manifests import code_hashes

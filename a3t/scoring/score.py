@@ -18,7 +18,8 @@ import pandas as pd
 import a3t
 from ..accumulate import append, entries
 from ..agents import ReAct, Sampler
-from ..core import A3TError, check_output, claim, content_hash, data_folder, project_path, seed_for, write_json
+from ..core import A3TError, content_hash, seed_for
+from ..files import check_output, claim, data_folder, project_path, write_json
 from ..envs.alfworld.panels import official_share
 from ..envs.base import environment_spec, settings_environment
 from ..envs.contract import open_space

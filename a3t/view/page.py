@@ -11,7 +11,8 @@ import base64, hashlib
 from dataclasses import dataclass
 from urllib.parse import urlencode
 from tornado import template
-from ..core import A3TError, Trajectory, check_output, step_html, write_atomic
+from ..core import A3TError, Trajectory, step_html
+from ..files import check_output, write_atomic
 from .store import WON, Collection, Filter
 from ..web import STYLE, package_file, package_pages
 

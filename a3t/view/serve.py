@@ -9,7 +9,8 @@ __all__ = ['PAGE', 'SAME', 'Shown', 'Listing', 'others', 'pair_link', 'Show', 'C
 from dataclasses import fields
 from pathlib import Path
 import numpy as np
-from ..core import A3TError, project_path
+from ..core import A3TError
+from ..files import project_path
 from ..exchange.export import source_path
 from .page import NAMES, PAGES, SCRIPT, VIEW_STYLE, Pair, check_page, link, write_page
 from .store import ACTED, WON, Collection, Filter, read_filter

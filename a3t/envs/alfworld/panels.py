@@ -9,7 +9,8 @@ __all__ = ['PAPER_PANELS', 'PUBLISHED', 'PUBLISHED_TYPES', 'MANIFEST', 'type_cou
 # %% ../../../nbs/envs/alfworld/panels.ipynb #pn0imports
 import functools, importlib.resources, lzma
 from collections import Counter
-from ...core import A3TError, content_hash, write_atomic
+from ...core import A3TError, content_hash
+from ...files import write_atomic
 from .games import Games, SPLITS, TYPES, task_type
 from ..panel import Panel, some
 

@@ -11,7 +11,8 @@ import hashlib, json, platform, random, time
 from importlib.metadata import version
 from pathlib import Path
 from tqdm import tqdm
-from ...core import A3TError, check_output, content_hash, data_folder, project_path, refused, seed_for, write_json
+from ...core import A3TError, content_hash, seed_for
+from ...files import check_output, data_folder, project_path, refused, write_json
 from . import named_games
 from .engine import AlfWorld
 from .games import SPLITS

@@ -9,7 +9,8 @@ __all__ = ['EXEMPLAR_GAME', 'EXEMPLAR_STEPS', 'COOKING_RULES', 'Cooking', 'thing
 import re
 from functools import lru_cache
 from fastcore.basics import patch
-from ...core import A3TError, Step, Trajectory, content_hash, data_folder, read_json
+from ...core import A3TError, Step, Trajectory, content_hash
+from ...files import data_folder, read_json
 from ..base import Check, TextEnv
 from ..claims import judged, says
 from ...extras import install_command

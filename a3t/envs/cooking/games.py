@@ -14,7 +14,8 @@ from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from tqdm import tqdm
-from ...core import A3TError, content_hash, data_folder, seed_for, write_json
+from ...core import A3TError, content_hash, seed_for
+from ...files import data_folder, write_json
 from ...extras import missing_package
 
 # %% ../../../nbs/envs/cooking/games.ipynb #619f6aa4
