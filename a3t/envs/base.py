@@ -116,6 +116,14 @@ def verb(self:TextEnv,
     return action.split(' ', 1)[0]
 
 @patch
+def rank(self:TextEnv,
+    action:str, # a command
+    goal:str='', # the task in words
+)->int: # the lower, the earlier; here all actions are equal
+    "Which of two actions comes first in a success that was found, if either may"
+    return 0
+
+@patch
 def things(self:TextEnv,
     action:str, # a command
 )->list: # names with a number, in order; without any: the words after the verb, no stop words

@@ -106,3 +106,21 @@ def canonicalise(
                 actions = shrink(env, task, tried)
                 break
     return actions
+
+# %% ../../nbs/opening/explore.ipynb #inorder1
+def in_order(
+    env, # an environment
+    task:str, # task id
+    actions:list, # a success, shrunk
+)->list: # the same actions; still a success
+    "Where the order does not matter, put the actions in the order of `env.rank`"
+    goal, best = env.reset(options={'task':task})[1]['goal'], list(actions)
+    rank = lambda i: env.rank(best[i], goal)
+    for i in range(len(best)):
+        for j in sorted(range(i+1, len(best)), key=rank):
+            if rank(j) >= rank(i): break
+            tried = [*best[:i], best[j], *best[i:j], *best[j+1:]]
+            if wins(env, task, tried) == len(tried):
+                best = tried
+                break
+    return best

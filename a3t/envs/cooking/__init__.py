@@ -26,7 +26,7 @@ class Cooking(TextEnv):
                    'dice X with knife, cook X with Y, prepare meal, eat meal, examine X, drop X, look, inventory. '
                    'The stove is there to fry, the oven to roast, the BBQ to grill. '
                    'Follow the directions exactly, once; then prepare the meal in the kitchen and eat it.')
-    splits, task_types = tuple(TEXTWORLD_SPLITS), tuple(COOKING_LEVELS)
+    splits, task_types = (*TEXTWORLD_SPLITS, 'unseen-kitchen', 'unseen-rooms'), tuple(COOKING_LEVELS)
 
     def __init__(self,
         games:dict, # task id → record, see `game_record`
@@ -34,8 +34,13 @@ class Cooking(TextEnv):
     ):
         self.games, self.max_steps = games, max_steps
         self.task, self.n = None, 0
+        self.splits = tuple(s for s in Cooking.splits if self.tasks(s)) # those that have games
 
-    def tasks(self, split): return sorted(t for t in self.games if t.startswith(f'{split}/'))
+    def tasks(self, split):
+        split, _, part = split.partition('-')
+        rooms = lambda t: self.games[t]['level'] == 'rooms'
+        return sorted(t for t in self.games if t.startswith(f'{split}/') and (not part or rooms(t) == (part == 'rooms')))
+
     def manifest(self, tasks): return {t:content_hash(self.games[t]) for t in tasks if t in self.games}
 
     def _choose(self, task):
@@ -98,7 +103,8 @@ def things_in(
         verb = COOK[HEAT[m[3]]] if m[1] == 'cook' and m[3] in HEAT else m[1]
         return [f'{verb} the {m[2]}']
     _, _, x = action.partition(' ')
-    return [re.split(r' (?:from|on|into) ', x)[0]] if x and action != 'prepare meal' else []
+    if action in ('prepare meal', 'eat meal'): return []
+    return [re.split(r' (?:from|on|into) ', x)[0]] if x else []
 
 def foods_of(
     goal:str, # the task in words
@@ -106,6 +112,12 @@ def foods_of(
     "Ingredients of a task's meal"
     m = re.match(r'prepare a meal with (.+?) and eat it\.', goal)
     return re.sub(r'(, | and )a ', ', ', m[1]).split(', ') if m else []
+
+def directions_of(
+    goal:str, # the task in words
+)->list: # e.g. ['dice the carrot', 'fry the carrot']
+    "What a task says to do with its ingredients, in its order"
+    return [d for part in goal.partition('Directions: ')[2].split(',') if (d := part.strip(' .'))]
 
 # %% ../../../nbs/envs/cooking/index.ipynb #6f0600c0
 @patch
@@ -118,7 +130,9 @@ def idle(self:Cooking, action): return action.split(' ', 1)[0] in ('look', 'inve
 def kind(self:Cooking, name): return name
 
 @patch
-def words(self:Cooking, goal): return foods_of(goal)
+def words(self:Cooking, goal):
+    "The ingredients, and how the task says to cut: *dice*"
+    return foods_of(goal) + [v for v in CUT.values() if any(d.startswith(v) for d in directions_of(goal))]
 
 @patch
 def form(self:Cooking, action, goal=''):
@@ -136,6 +150,13 @@ def verb(self:Cooking, action, goal=''):
     if verb == 'open': return 'open door' if names[0].endswith('door') else 'open'
     return verb if verb in ('go', 'prepare') or action == 'eat meal' else 'other'
 
+@patch
+def rank(self:Cooking, action, goal=''):
+    "First the food, then the knife, then the directions as the task lists them"
+    todo, names = ['take', 'take knife', *directions_of(goal), 'prepare', 'eat'], things_in(action)
+    what = names[0] if _PROCESS.fullmatch(action) else self.verb(action, goal)
+    return todo.index(what) + 1 if what in todo else 0
+
 # %% ../../../nbs/envs/cooking/index.ipynb #ab3281ec
 EXEMPLAR_GAME = dict(level='both', start='hall',
     rooms=dict(hall=dict(north=['kitchen', 'oak door']), kitchen=dict(south=['hall', 'oak door'])),
@@ -150,7 +171,7 @@ EXEMPLAR_STEPS = (
     ('I have not tried this yet.', 'examine stove'),
     ('The zucchini may be in the cupboard, so I open it.', 'open cupboard'),
     ('The task asks for zucchini, so I take it.', 'take zucchini from cupboard'),
-    ('I need the knife for what the task says.', 'take knife from counter'),
+    ('The task says dice, so I need the knife.', 'take knife from counter'),
     ('The task says dice the zucchini, so I do it.', 'dice zucchini with knife'),
     ('The task says fry the zucchini, so I do it.', 'cook zucchini with stove'),
     ('I have done what the task says, so I prepare the meal.', 'prepare meal'),
@@ -170,27 +191,31 @@ def _exemplar():
 Cooking.exemplar = _exemplar()
 
 # %% ../../../nbs/envs/cooking/index.ipynb #ckclaim1
-def _rooms(history):
-    "Names of the rooms that an episode has shown from inside"
-    texts = (history.observation, *(s.observation for s in history.steps))
-    return {m[1] for t in texts if (m := re.match(r'You are in the (.+?)\.', t))}
+OPPOSITE = dict(north='south', south='north', east='west', west='east')
 
-def _directions(goal): return [d.strip(' .') for d in goal.partition('Directions: ')[2].split(',') if d.strip(' .')]
+def _untried_ways(history):
+    "Ways out that an episode has shown and not gone: (room, direction)"
+    room, shown, gone = '', set(), set()
+    for action, text in [('', history.observation), *((s.action, s.observation) for s in history.steps)]:
+        if not (m := re.match(r'You are in the (.+?)\.', text)): continue
+        if (way := action.removeprefix('go ')) in OPPOSITE: gone |= {(room, way), (m[1], OPPOSITE[way])}
+        room = m[1]
+        shown |= {(room, w) for w in OPPOSITE if re.search(rf'\b{w}\b', text.partition('Ways out: ')[2])}
+    return shown - gone
+
 def _all_done(history):
     "Did the agent follow all directions?"
-    return set(_directions(history.goal)) <= {d for s in history.steps if s.valid for d in things_in(s.action)}
+    return set(directions_of(history.goal)) <= {d for s in history.steps if s.valid for d in things_in(s.action)}
 
-COOKING_RULES = { # claim → function of the games, the episode, the action and what the claim names
-    r'the task (?:says|asks for) (.+)': lambda games, h, a, x: says(h.goal, x),
-    r'i need the knife for what the task says': lambda games, h, a: any(f' {c} the ' in h.goal for c in CUT.values()),
-    r'i have not seen all rooms': lambda games, h, a: len(_rooms(h)) < len(games[h.task]['rooms']) if h.task in games
-                                  else None,
-    r'i have not tried this yet': lambda games, h, a: a not in h.actions if a else None,
-    r'i have (not )?done what the task says': lambda games, h, a, no: _all_done(h) == (not no),
-    r'the meal is ready': lambda games, h, a: any(s.valid and s.action == 'prepare meal' for s in h.steps)}
+COOKING_RULES = { # claim → function of the episode, the action and what the claim names
+    r'the task (?:says|asks for) (.+)': lambda h, a, x: says(h.goal, x),
+    r'i have not seen all rooms': lambda h, a: bool(_untried_ways(h)),
+    r'i have not tried this yet': lambda h, a: a not in h.actions if a else None,
+    r'i have (not )?done what the task says': lambda h, a, no: _all_done(h) == (not no),
+    r'the meal is ready': lambda h, a: any(s.valid and s.action == 'prepare meal' for s in h.steps)}
 
 @patch
-def claims(self:Cooking, reason, history, action=''): return judged(reason, COOKING_RULES, self.games, history, action)
+def claims(self:Cooking, reason, history, action=''): return judged(reason, COOKING_RULES, history, action)
 
 # %% ../../../nbs/envs/cooking/index.ipynb #11582f8b
 @lru_cache(4)
