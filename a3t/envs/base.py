@@ -51,6 +51,7 @@ class TextEnv(gymnasium.Env):
     exemplar = None      # one `Trajectory` with reasons, the single example of the prompts
     task_types = ()      # all values of `info['task_type']`
     splits = ()          # names of the splits
+    scripts = {}         # name → 'package.module:function': scripted agents that read only the text, as baselines
     enumerable = True    # are steps cheap enough to visit all states near the start of a task?
 
     def tasks(self,

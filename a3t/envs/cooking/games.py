@@ -22,7 +22,8 @@ from ...extras import missing_package
 COOKING_LEVELS = dict(take={}, cut=dict(cut=True), cook=dict(cook=True), both=dict(cut=True, cook=True),
                       rooms=dict(cut=True, cook=True, go=6)) # level → options of TextWorld's generator
 # our split → TextWorld's split of foods and preparations
-TEXTWORLD_SPLITS = dict(train='train', seen='train', unseen='test', validation='valid')
+TEXTWORLD_SPLITS = {'train':'train', 'seen':'train', 'unseen':'test', 'validation':'valid', 'unseen-kitchen':'test',
+                    'unseen-rooms':'test'}
 
 # %% ../../../nbs/envs/cooking/games.ipynb #b7d5ce97
 @lru_cache
@@ -111,6 +112,8 @@ def generate_cooking_games(
     seen:int=30,
     unseen:int=30,
     validation:int=0,
+    unseen_kitchen:int=0,
+    unseen_rooms:int=0,
     levels:list=None, # of `COOKING_LEVELS`; all by default
     seed:int=0, # random seed
     progress=None, # function of the games so far, called after each
@@ -119,9 +122,11 @@ def generate_cooking_games(
     levels, res, known = list(levels or COOKING_LEVELS), {}, set()
     if bad := [l for l in levels if l not in COOKING_LEVELS]:
         raise A3TError(f"cooking games have no level {bad[0]!r}: choose from {', '.join(COOKING_LEVELS)}")
-    for split, n in dict(train=train, seen=seen, unseen=unseen, validation=validation).items():
+    for split, n in zip(TEXTWORLD_SPLITS, (train, seen, unseen, validation, unseen_kitchen, unseen_rooms)):
+        chosen = [l for l in levels if '-' not in split or (l == 'rooms') == (split == 'unseen-rooms')]
+        if n and not chosen: raise A3TError(f'no level of {levels} belongs to the split {split}: change the generator')
         for i in range(n):
-            level = levels[i % len(levels)]
+            level = chosen[i % len(chosen)]
             res[f'{split}/{level}/{i:04d}'], key = _draw_game(seed, split, i, level, known)
             known.add(key)
             if progress: progress(res)
@@ -154,7 +159,7 @@ def cooking_games_file(
     "The file of games of given settings; generates the games if it is missing"
     path = cooking_games_path(folder or data_folder()/'games', settings)
     if path.exists(): return path
-    total = sum(_all_settings(settings)[s] for s in TEXTWORLD_SPLITS)
+    total = sum(_all_settings(settings)[s.replace('-', '_')] for s in TEXTWORLD_SPLITS)
     with tqdm(total=total, desc=progress, disable=progress is None) as bar:
         write_json(path, generate_cooking_games(**settings, progress=lambda _: bar.update()))
     return path
