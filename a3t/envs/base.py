@@ -117,14 +117,6 @@ def verb(self:TextEnv,
     return action.split(' ', 1)[0]
 
 @patch
-def rank(self:TextEnv,
-    action:str, # a command
-    goal:str='', # the task in words
-)->int: # the lower, the earlier; here all actions are equal
-    "Which of two actions comes first in a success that was found, if either may"
-    return 0
-
-@patch
 def things(self:TextEnv,
     action:str, # a command
 )->list: # names with a number, in order; without any: the words after the verb, no stop words
@@ -144,6 +136,15 @@ def words(self:TextEnv,
 )->list: # e.g. ['clean', 'mug', 'coffeemachine']
     "The names in a task"
     return content_words(goal)
+
+# %% ../../nbs/envs/base.ipynb #baserank1
+@patch
+def rank(self:TextEnv,
+    action:str, # a command
+    goal:str='', # the task in words
+)->int: # the lower, the earlier; here all actions are equal
+    "Which of two actions comes first in a success that was found, if either may"
+    return 0
 
 # %% ../../nbs/envs/base.ipynb #baseidle2
 @patch
