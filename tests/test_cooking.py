@@ -6,7 +6,7 @@ from a3t.core import A3TError, content_hash, read_json
 from a3t.envs import cooking
 from a3t.envs.cooking import games
 from a3t.envs.contract import check_environment
-from a3t.envs.base import play
+from a3t.envs.base import leaked, play
 from a3t.envs.cooking.games import *
 from a3t.envs.cooking.kitchen import *
 from a3t.envs.cooking import *
@@ -16,6 +16,7 @@ from a3t.opening import find_all
 from a3t.opening.explore import explore, in_order, shrink
 from a3t.opening.imitate import Skeletons
 from a3t.scoring.players import import_function
+from a3t.settings import load_settings
 
 SIZES = dict(train=5, seen=5, unseen=5, validation=5, unseen_kitchen=1, unseen_rooms=1)
 
@@ -101,7 +102,8 @@ def test_snapshots(env):
 
 def test_names(env):
     goal = 'prepare a meal with red potato and eat it. Directions: dice the red potato, fry the red potato.'
-    assert env.words(goal) == ['red potato', 'dice'] and env.things('take red potato from patio table') == ['red potato']
+    assert env.words(goal) == ['red potato', 'dice']
+    assert env.things('take red potato from patio table') == ['red potato']
     assert (env.things('cook red potato with stove') == ['fry the red potato']
             and env.things('cook red potato with oven') == ['roast the red potato'])
     assert env.form('cook red potato with oven') == ('cook {} with oven', ('red potato',))
@@ -133,15 +135,12 @@ def test_exemplar_is_our_own(env):
 
 def test_steps_come_in_the_order_of_the_task(env):
     task = of_level(env, 'both')
-    food, cooking, cutting = env.games[task]['recipe'][0]
-    cook, cut, *_ = [a for a in env.games[task]['walkthrough'] if cooking_command(a)]
-    take, knife = (next(a for a in env.games[task]['walkthrough'] if a.startswith(f'take {x}')) for x in (food, 'knife'))
-    opened = [a for a in env.games[task]['walkthrough'] if a.startswith('open')]
-    for first in ([*opened, take, cook, knife, cut], [*opened, knife, take, cook, cut], [*opened, knife, take, cut, cook]):
-        assert in_order(env, task, [*first, 'prepare meal', 'eat meal']) == [*opened, take, knife, cut, cook,
-                                                                             'prepare meal', 'eat meal']
-
-def cooking_command(action): return cooking._PROCESS.fullmatch(action)
+    way, food = env.games[task]['walkthrough'], env.games[task]['recipe'][0][0]
+    cook, cut = (a for a in way if cooking._PROCESS.fullmatch(a))
+    take, knife = (next(a for a in way if a.startswith(f'take {x}')) for x in (food, 'knife'))
+    opened, end = [a for a in way if a.startswith('open')], ['prepare meal', 'eat meal']
+    for first in ([take, cook, knife, cut], [knife, take, cook, cut], [knife, take, cut, cook]):
+        assert in_order(env, task, [*opened, *first, *end]) == [*opened, take, knife, cut, cook, *end]
 
 def test_imitation_solves_other_games(env):
     "The form of every step is known before the meal is there"
@@ -183,9 +182,26 @@ def test_doctor(tmp_path, monkeypatch):
     one = dict(train=1, seen=1, unseen=1)
     assert all(c.ok for c in check_data(generator=one))
     env = load(generator=one)
-    assert [len(env.tasks(s)) for s in env.splits] == [1, 1, 1] and env.splits == Cooking.splits[:3] and '3 games' in check_data(generator=one)[-1].found
+    assert [len(env.tasks(s)) for s in env.splits] == [1, 1, 1] and env.splits == Cooking.splits[:3]
+    assert '3 games' in check_data(generator=one)[-1].found
     file = next((tmp_path/'games').glob('cooking-*.json'))
     file.write_text(file.read_text()[:100])
     bad = check_data(generator=one)[-1]
     assert not bad.ok and bad.fix == f'rm {file}'
     assert not check_data(generator=dict(rooms=3))[-1].ok
+
+def test_the_long_preset_keeps_its_panels_apart():
+    "No training game is a game of validation or of a test panel; unseen games are in one kitchen, or in several rooms"
+    S = load_settings('cpu-cooking-long')
+    S['generator'] = {k:n//20 for k,n in S['generator'].items()}
+    env = Cooking(generate_cooking_games(**S['generator']))
+    panels = {s:env.panel(s) for s in ('train', 'validation', *S['eval_splits'])}
+    assert [len(p) for p in panels.values()] == [40, 5, 8, 2] and not leaked(env, panels['train'])
+    hashes = [content_hash({k:v for k,v in g.items() if k != 'walkthrough'}) for g in env.games.values()]
+    assert len(set(hashes)) == len(env.games) == sum(map(len, panels.values()))
+    recipes = {s:{str(env.games[t]['recipe']) for t in p} for s,p in panels.items()}
+    assert not recipes['train'] & (recipes['validation'] | recipes['unseen-kitchen'] | recipes['unseen-rooms'])
+    assert {env.games[t]['level'] for t in panels['unseen-rooms']} == {'rooms'}
+    assert {env.games[t]['level'] for t in panels['unseen-kitchen']} == {'take', 'cut', 'cook', 'both'}
+    with pytest.raises(A3TError, match='belongs to the split unseen-rooms'):
+        generate_cooking_games(0, 0, 0, unseen_rooms=1, levels=['cut'])
