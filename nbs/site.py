@@ -89,7 +89,7 @@ def outside_page(source, page):
 
 def on_config(config):
     guide_table = (ROOT/'nbs'/'guide'/'README.md').read_text(encoding='utf-8')
-    listed = re.findall(r'^\| \[([^\]]+)\]\(([\w-]+\.md)\)', guide_table, re.M)
+    listed = re.findall(r'^\| \[([^\]]+)\]\(([\w-]+\.(?:md|ipynb))\)', guide_table, re.M)
     guide = [*({title[0].upper() + title[1:]:f'guide/{page}'} for title,page in listed),
              {'Evidence':'evidence.md'}, {'Contributing':'contributing.md'}]
     sections = [{s:[p for f in folders for p in pages(f)]} for s,folders in SECTIONS.items()]
