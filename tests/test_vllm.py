@@ -184,11 +184,13 @@ def test_a_start_ends_when_the_server_is_stopped(stub, folder, monkeypatch):
 def test_a_stopped_run_leaves_no_server_and_resumes(stub, tmp_path, moment):
     project = Project(tmp_path)
     words = 'run', 'smoke', '--name', 'a', '--set', 'backend=vllm'
-    p = project.start(*words, env=project.env | {moment:'60'})
+    project.env[moment] = '60'
+    p = project.start(*words)
     when_it_runs(stub, lambda: None if time.sleep(2) else p.send_signal(signal.SIGTERM))
     out, err = p.communicate(timeout=120)
     assert (p.returncode, err.strip()) == (130, 'a3t: stopped; the same command resumes from here'), out
     assert gone(stub.notes('pids')[0])
+    project.env[moment] = '0'
     assert project.a3t(*words).returncode == 0 and not any(alive(i) for ids in stub.notes('pids') for i in ids)
 
 def environment_of_python(folder, *packages):
