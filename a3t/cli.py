@@ -272,6 +272,8 @@ def _cause(e):
     # without memory nothing more can be imported
     if isinstance(e, MemoryError) or 'failed to map segment' in str(e):
         return str(refused(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))))
+    # an argument that is not a path is this program's own mistake
+    if isinstance(e, OSError) and e.errno == errno.EINVAL and not e.filename: return ''
     if isinstance(e, OSError): return str(refused(e, doing='use'))
     if isinstance(e, ModuleNotFoundError) and extra_of(e): return str(missing_package(e))
     if isinstance(e, RuntimeError) and NO_PATH.search(str(e)):
@@ -297,7 +299,7 @@ def _status(words):
     except A3TError as e: print('a3t: ' + ' '.join(str(e).split('\n')), file=sys.stderr)
     except BrokenPipeError: pass  # the reader has stopped: `a3t presets | head -1`
     except KeyboardInterrupt:
-        kept = '; the same command resumes from here'*(words[0] in RESUMED)
+        kept = '; the same command resumes from here'*any(w in RESUMED for w in words[:1])
         print(f'\na3t: stopped{kept}', file=sys.stderr)
         return 130
     except Exception as e:

@@ -92,7 +92,7 @@ def test_goals_of_the_original(official):
 
 @needs_data
 @pytest.mark.parametrize('player, reward, success',
-                         [(first_hit, 57.1, 2.2), (substring_options, 79.5, 56.6), (oracle, 99.4, 96.)])
+                         [(first_product, 57.1, 2.2), (substring_options, 79.5, 56.6), (oracle, 99.4, 96.)])
 def test_baselines_of_the_original(official, player, reward, success):
     env = WebShop(official, max_steps=30, instructions='synthetic', split_by='index')
     done = [play(env, t, player(env)) for t in env.tasks('test')]
