@@ -27,13 +27,6 @@ TWO = 'torchrun --standalone --nproc-per-node 2'
 FAST = dict(epochs=4, learning_rate=1e-2, batch_size=3, lora_rank=4, target_modules='all-linear',
             contrast_floor=-5., gradient_checkpointing=False)
 
-@pytest.fixture
-def interruptible():
-    "SIGINT raises KeyboardInterrupt here, also where the tests run in the background, which ignores it"
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(ROOT))

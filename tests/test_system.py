@@ -260,7 +260,7 @@ def test_every_refusal_is_one_line(tmp_path, monkeypatch, code):
     write_json(tmp_path/'x.json', 1)
     for call in ('tempfile.mkstemp', 'os.replace'):
         with monkeypatch.context() as m, pytest.raises(A3TError) as e:
-            m.setattr(f'a3t.core.{call}', no(code))
+            m.setattr(f'a3t.files.{call}', no(code))
             write_json(tmp_path/'x.json', 2)
         assert (str(e.value) == f"cannot write {tmp_path/'x.json'}: {os.strerror(code)}; {REMEDIES[code]}, then start "
                                 f"again: finished work is kept")

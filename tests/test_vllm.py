@@ -162,7 +162,7 @@ def when_it_runs(stub, act):
         act()
     threading.Thread(target=wait, daemon=True).start()
 
-def test_an_interrupt_does_not_wait_for_a_server_that_starts(stub, folder, monkeypatch):
+def test_an_interrupt_does_not_wait_for_a_server_that_starts(stub, folder, monkeypatch, interruptible):
     monkeypatch.setenv('STUB_START', '60')
     lm, since = served(folder), time.monotonic()
     when_it_runs(stub, lambda: os.kill(os.getpid(), signal.SIGINT))
