@@ -405,6 +405,12 @@ def test_a_panel_is_written_checked_and_guarded(tmp_path, games, source):
         file.write_text(json.dumps({**d, **change}))
         with pytest.raises(A3TError, match='edited|is not a panel'): read_panel(file)
 
+def test_a_panel_of_generated_games_knows_its_seed(tmp_path):
+    file, g = tmp_path/'p.json', ['--games', 'generated']
+    assert main(['panel', 'seen', *g, '--seed', '7', '--n', '5', '--json', str(file)]) == 0
+    assert main(['panel', '--check', str(file), *g]) == 0
+    assert main(['panel', '--check', str(file), *g, '--seed', '8']) == 1
+
 def test_published_panels_have_their_hashes(capsys):
     assert main(['panel']) == 0
     text = capsys.readouterr().out

@@ -111,9 +111,11 @@ def _print_all(games):
 def check_command(
     file:str, # the panel's file
     games:str, # as in `panel_command`
+    seed:int=0, # of generated games; 0: the one in the file
 )->int: # 0 if every game is there, unaltered
     "Check the games of a panel's file"
-    panel, games = read_panel(file), source_games(games)
+    panel = read_panel(file)
+    games = source_games(games, seed or read_json(file).get('seed', 0))
     faults, where = panel_faults(panel, games), Path(games.source).name
     for f in faults[:10]: print(f"{f['task']}: {f['what']}")
     if len(faults) > 10: print(f'… and {len(faults) - 10:,} more')
@@ -134,7 +136,7 @@ def panel_command(
 )->int: # exit status
     "Print, write or check panels"
     if check and (name or out): raise A3TError('--check takes a file alone: omit NAME and --json')
-    if check: return check_command(check, games or 'official')
+    if check: return check_command(check, games or 'official', seed)
     if out and not name: raise A3TError(f"--json needs the NAME of a panel: choose from {', '.join(NAMES)}")
     if name: check_name(name, n)
     if out and (file := project_path(out, Path.cwd())).is_dir():
@@ -147,6 +149,6 @@ def panel_command(
     panel = named_panel(name, source, n, seed)
     print(panel_words(panel, name))
     if out:
-        write_json(file, panel_data(panel, name))
+        write_json(file, panel_data(panel, name) | (dict(seed=seed) if games == 'generated' else {}))
         print(f'panel: {os.path.relpath(file)}')
     return 0

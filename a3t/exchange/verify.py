@@ -274,8 +274,10 @@ def verify_command(
                    f"{test['only_first']:,}, only by the second {test['only_second']:,}, by neither "
                    f"{test['neither']:,}; exact McNemar test p = {test['p']:.3g}\n")
     problems = sum(len(res['problems']) for res in done)
-    print(f'{problems:,} problems: not every claim holds' if problems else 'every claim holds')
-    print('Verified: these actions reach these outcomes in these games. Not verified: who chose the actions.')
+    count = f"{problems:,} problem{'s'*(problems > 1)}"
+    print(f'{count}: not every claim holds' if problems else 'every claim holds')
+    if any(res['n'] for res in done):
+        print('Verified: these actions reach these outcomes in these games. Not verified: who chose the actions.')
     if out: write_json(out, _report(done, test, Path(index.games.source).name))
     return int(bool(problems))
 

@@ -218,9 +218,8 @@ async def ask(self:ServerModel, path, body=None, check=None):
 def account(self:ServerModel, response):
     "Add the tokens and the cost of an answer to `stats`"
     if not (u := usage_of(response)): return self.tally(unmetered=1)
-    prompt, out = u.get('prompt_tokens') or 0, u.get('completion_tokens') or 0
-    details = u.get('prompt_tokens_details')
-    cached = details.get('cached_tokens') or 0 if isinstance(details, dict) else 0
+    prompt, out = u.get('prompt_tokens', 0), u.get('completion_tokens', 0)
+    cached = u.get('prompt_tokens_details', {}).get('cached_tokens', 0)
     of_prompt, of_answer, of_cached = (*self.price, self.price[0])[:3]
     cost = ((prompt - cached)*of_prompt + out*of_answer + cached*of_cached)/1e6
     self.tally(prompt_tokens=prompt, cached_tokens=cached, completion_tokens=out, cost=cost)

@@ -97,7 +97,10 @@ class Function:
             raise A3TError(f'the agent {self.name} failed in {traj.task}, step {len(traj) + 1}: {type(e).__name__}: '
                            f'{e} ({Path(at.filename).name}, line {at.lineno}): fix it; finished episodes are kept'
                            ) from e
-        return ('', said) if isinstance(said, str) else said
+        if isinstance(said, str): return '', said
+        if isinstance(said, (tuple, list)) and len(said) == 2 and all(isinstance(s, str) for s in said): return said
+        raise A3TError(f"the agent {self.name} returned {said!r:.100} in {traj.task}, step {len(traj) + 1}: let it "
+                       f"return an action such as 'look', or a reason and an action")
 
 # %% ../../nbs/scoring/players.ipynb #play15
 @dataclass(frozen=True)
