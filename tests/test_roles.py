@@ -160,6 +160,15 @@ def test_a_lead_in_before_a_line_break():
 
 # -- counts
 
+def test_a_filtered_answer_has_its_price():
+    used, ends = dict(prompt_tokens=100, completion_tokens=10), iter(['content_filter', 'stop'])
+    answer = lambda b: dict(choices=[dict(text='x', finish_reason=next(ends))], usage=used)
+    with ToyServer(answer) as toy:
+        lm = ServerModel(f'{toy.url}#toy', pause=.01, price=(1, 10))
+        gather([lm.complete('Task')])
+    assert lm.stats['completion_tokens'] == 20 and lm.stats['cost'] == pytest.approx(4e-4)
+    assert lm.stats['retries'] == 1
+
 def test_counts_that_are_no_numbers_are_none():
     answer = lambda b: dict(choices=[dict(text='x', finish_reason='stop')], usage=dict(
         prompt_tokens='12', completion_tokens=None, prompt_tokens_details=[3]))

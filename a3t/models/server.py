@@ -130,6 +130,7 @@ def read(self:ServerModel, response, path):
     except (ValueError, RecursionError): res = response.text
     bad = failure(res, path) if status == 200 else (f'it answers {status}', res)
     if not bad: return res
+    if isinstance(res, dict) and usage_of(res): self.account(res) # a filtered answer has its price, too
     why, answer = bad
     words = response.text
     if status == 200: # then the model's own text does not count
@@ -167,6 +168,7 @@ async def once(self:ServerModel, session, path, body, check):
         except httpx.RequestError as e:
             raise Retry(f'the connection broke{session.route} ({type(e).__name__} {e})') from None
     res = self.read(response, path)
+    if 'completions' in path: self.account(res) # an answer that is asked for again has its price, too
     if check: check(res)
     return res
 
@@ -208,9 +210,7 @@ async def ask(self:ServerModel, path, body=None, check=None):
         raise self.unusable(self.error_message(str(e)) + why) from None
     finally: told.cancel()
     self.stats['requests'] += 1
-    if 'completions' in path:
-        count(requests=1)
-        self.account(res)
+    if 'completions' in path: count(requests=1)
     return res
 
 # %% ../../nbs/models/server.ipynb #eb9adc0d
