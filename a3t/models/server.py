@@ -129,8 +129,9 @@ def read(self:ServerModel, response, path):
     try: res = response.json()
     except (ValueError, RecursionError): res = response.text
     bad = failure(res, path) if status == 200 else (f'it answers {status}', res)
+    # an answer that is refused and asked for again has its price, too
+    if 'completions' in path and isinstance(res, dict) and (usage_of(res) or not bad): self.account(res)
     if not bad: return res
-    if isinstance(res, dict) and usage_of(res): self.account(res) # a filtered answer has its price, too
     why, answer = bad
     words = response.text
     if status == 200: # then the model's own text does not count
@@ -168,7 +169,6 @@ async def once(self:ServerModel, session, path, body, check):
         except httpx.RequestError as e:
             raise Retry(f'the connection broke{session.route} ({type(e).__name__} {e})') from None
     res = self.read(response, path)
-    if 'completions' in path: self.account(res) # an answer that is asked for again has its price, too
     if check: check(res)
     return res
 

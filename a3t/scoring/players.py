@@ -9,6 +9,7 @@ __all__ = ['FUNCTION', 'adapter_model', 'run_of', 'import_function', 'function_h
 import importlib, inspect, re, sys, traceback
 from dataclasses import dataclass
 from pathlib import Path
+from ..agents import is_step
 from ..core import A3TError, content_hash, did_you_mean
 from ..files import file_hash, project_path, read_json
 from ..models.address import is_address, split_address
@@ -98,7 +99,7 @@ class Function:
                            f'{e} ({Path(at.filename).name}, line {at.lineno}): fix it; finished episodes are kept'
                            ) from e
         if isinstance(said, str): return '', said
-        if isinstance(said, (tuple, list)) and len(said) == 2 and all(isinstance(s, str) for s in said): return said
+        if is_step(said): return said
         raise A3TError(f"the agent {self.name} returned {said!r:.100} in {traj.task}, step {len(traj) + 1}: let it "
                        f"return an action such as 'look', or a reason and an action")
 

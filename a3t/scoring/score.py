@@ -221,7 +221,9 @@ def panel_facts(
 def _versions(S, is_model):
     "The versions of what plays an evaluation"
     res = dict(a3t=a3t.__version__, python=platform.python_version(), **{k:v for k in PACKAGES if (v := _version(k))})
-    return res | {k:v for k,v in [vllm_version(find_vllm())] if k} if is_model and by_vllm(S) else res
+    if not is_model or not by_vllm(S): return res
+    name, version = vllm_version(find_vllm())
+    return res | ({name:version} if name else {})
 
 def protocol_of(
     who, # a `Player`

@@ -8,6 +8,7 @@ __all__ = ['LOOKS', 'asked_clicks', 'opened', 'buy_asked', 'first_hit', 'matches
 # %% ../../../nbs/envs/webshop/scripts.ipynb #ws2imp
 import re
 from ...core import Trajectory
+from .baselines import search_for
 from .env import NAVIGATION, SUB_PAGES, mentions
 
 # %% ../../../nbs/envs/webshop/scripts.ipynb #ws2asked
@@ -42,14 +43,12 @@ def buy_asked(
     return left[0] if left else 'click[buy now]'
 
 # %% ../../../nbs/envs/webshop/scripts.ipynb #ws2first2
-def _search(info): return f"search[{' '.join(re.sub(r'[][]', ' ', info['goal']).split())}]"
-
 def first_hit(
     history:Trajectory, # the episode so far
     info:dict, # with the listed actions
 )->str: # an action
     "An agent that buys the first hit, with the options that the instruction mentions"
-    if not history.steps: return _search(info)
+    if not history.steps: return search_for(info['goal'])
     return buy_asked(history, info) if 'click[buy now]' in info['admissible_actions'] else _clicks(info)[0]
 
 # %% ../../../nbs/envs/webshop/scripts.ipynb #ws2words
@@ -89,11 +88,11 @@ def best_hit(
     info:dict, # with the listed actions
 )->str: # an action
     "An agent that looks at a few hits, and buys the one whose page shows most words of the instruction"
-    if not history.steps: return _search(info)
-    seen, goal = {}, info['goal']
-    for i,action in opened(history): seen[action] = history.steps[i].observation
+    if not history.steps: return search_for(info['goal'])
+    goal, looks = info['goal'], opened(history)
+    seen = {action:history.steps[i].observation for i,action in looks}
     if 'click[buy now]' in info['admissible_actions']:
-        return buy_asked(history, info) if len(opened(history)) > len(seen) else 'click[< prev]'
+        return buy_asked(history, info) if len(looks) > len(seen) else 'click[< prev]'
     found = candidates(goal, history.steps[-1].observation, _clicks(info))
     unread = [a for a in found if a not in seen]
     return unread[0] if unread else max(found, key=lambda a: matches(goal, seen[a]))
