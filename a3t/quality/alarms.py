@@ -92,11 +92,10 @@ def incoherent_reasons(
 def false_steps(
     trajectories, # of `Trajectory`
     env, # a `TextEnv`: it judges
-)->list: # of (actor, is it false?), one for each reason that is judged
+)->list: # of (actor, is it false?), one for each reason; what cannot be judged is not false
     "Which reasons are false at their moment?"
-    judged = ((s.actor, truth(env, s.reason, replace(t, steps=t.steps[:i]), s.action))
-              for t in trajectories for i,s in enumerate(t.steps) if s.reason)
-    return [(actor, not true) for actor,true in judged if true is not None]
+    return [(s.actor, truth(env, s.reason, replace(t, steps=t.steps[:i]), s.action) is False)
+            for t in trajectories for i,s in enumerate(t.steps) if s.reason]
 
 FALSE_LIMITS = dict(sampled=.1, policy=.3) # actor → share of false reasons that is tolerated
 
