@@ -9,6 +9,7 @@ __all__ = ['discoveries', 'SearchPrior', 'substitute', 'add_search']
 import random, re
 from collections import Counter, defaultdict
 from itertools import chain
+from typing import NamedTuple
 from ..core import seed_for
 from ..envs.base import NUMBERED, play
 from .explore import acts_on_unseen
@@ -76,24 +77,40 @@ class SearchPrior:
         return sorted((a for a in actions if self.probability(kind, a, goal)), key=key)
 
 # %% ../../nbs/opening/search.ipynb #e6683474
-def _look(env, info, action, after, seen):
-    """One look: (its actions, what they showed, `info` after it), or None where it is none; a closed place is opened
-    as well"""
-    snapshot, had = env.save(), set(info['admissible_actions'])
-    path, text = [], ''
-    for a in [action, None]:
-        options = [a] if a else [b for b in info['admissible_actions'] if b not in had
-                                 and set(env.things(b)) == set(env.things(action)) != set()]
-        for b in options:
-            here = env.save()
-            obs, *_, new = env.step(b)
-            if new['valid'] and not new['won'] and env.key() not in seen and _same(env, after):
-                seen.add(env.key())
-                path, text, info = [*path, b], f'{text}\n{obs}', new
-                break
-            env.restore(here)
-        if not path: return env.restore(snapshot) and None
-    return path, text, info
+Look = NamedTuple('Look', [('actions', list), ('text', str), ('there', dict), ('back', list), ('after', dict)])
+Look.__doc__ = "Actions that look somewhere, what they show, `info` there, the action that leads back, `info` after it"
+
+def _new(env, action, seen):
+    "(observation, `info`) of a valid action that leads to a new state, or None"
+    obs, *_, info = env.step(action)
+    return (obs, info) if info['valid'] and not info['won'] and env.key() not in seen else None
+
+def _way_back(env, info, key):
+    "([action], `info` after it) of an action that leads to a state, or None"
+    snapshot = env.save()
+    for a in info['admissible_actions']:
+        *_, after = env.step(a)
+        if env.key() == key: return [a], after
+        env.restore(snapshot)
+
+def _look(env, info, action, after, seen, may_return):
+    """A `Look`, or None, and then the environment is as before; a closed place is opened as well. Where the success
+    cannot go on from there, the look must return"""
+    start, key, had = env.save(), env.key(), set(info['admissible_actions'])
+    if not (found := _new(env, action, seen)): return env.restore(start) and None
+    (text, there), here, goes_on = found, env.key(), _same(env, after)
+    back = None if goes_on or not may_return else _way_back(env, there, key)
+    if not goes_on and not back: return env.restore(start) and None
+    seen.add(here)
+    if back: return Look([action], text, there, *back)
+    for b in there['admissible_actions']:
+        if b in had or set(env.things(b)) != set(env.things(action)) or not env.things(b): continue
+        before = env.save()
+        if (more := _new(env, b, seen)) and _same(env, after):
+            seen.add(env.key())
+            return Look([action, b], f'{text}\n{more[0]}', more[1], [], more[1])
+        env.restore(before)
+    return Look([action], text, there, [], there)
 
 def _same(env, after):
     "Do all later actions get the same observations from here? The environment is left as it was"
@@ -163,15 +180,15 @@ def _search(env, traj, i, names, prior, looks, rng):
     for a in options[:options.index(walk)] if walk in options else options:
         if len(path) >= looks: break
         snapshot = env.save()
-        if not (look := _look(env, info, a, traj.steps[i:], seen)): continue
-        actions, shown, after = look
-        new = {n for b in after['admissible_actions'] for n in env.things(b) if env.kind(n) == env.kind(thing)
-               and _shows(shown, n) and not _shows(text, n)}
+        alike = env.verb(a, goal) == env.verb(walk, goal)
+        if not (look := _look(env, info, a, traj.steps[i:], seen, alike)): continue
+        new = {n for b in look.there['admissible_actions'] for n in env.things(b) if env.kind(n) == env.kind(thing)
+               and _shows(look.text, n) and not _shows(text, n)}
         for other in sorted(new):
-            if found := substitute(env, traj, i, thing, [*before, *chain(*path), *actions], other):
+            if found := substitute(env, traj, i, thing, [*before, *chain(*path), *look.actions], other):
                 return found, i + sum(map(len, path)) + 1
         if new: info = env.restore(snapshot) # this look shows the object and ignores it: bad to imitate
-        else: path, info = [*path, actions], after
+        else: path, info = [*path, [*look.actions, *look.back]], look.after
     actions = [*before, *chain(*path), *traj.actions[i:]]
     return play(env, traj.task, actions), len(actions) - len(traj) + i + 1
 
