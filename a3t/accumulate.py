@@ -18,8 +18,8 @@ from typing import NamedTuple
 import pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 import matplotlib.pyplot as plt
 from fastcore.basics import chunked
-from .core import (
-    A3TError, Trajectory, content_hash, from_row, read_json, results_folder, seed_for, to_row, write_atomic)
+from .core import A3TError, Trajectory, content_hash, from_row, seed_for, to_row
+from .files import read_json, results_folder, write_atomic
 
 # %% ../nbs/method/06_accumulate.ipynb #1730b84b
 _TYPES = {str:pa.string(), float:pa.float64(), bool:pa.bool_(), int:pa.int64(), tuple:pa.string()}

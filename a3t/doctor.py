@@ -13,7 +13,8 @@ import platform, shutil, sys, warnings
 from importlib.metadata import PackageNotFoundError, requires, version
 from inspect import signature
 from pathlib import Path
-from .core import A3TError, data_folder
+from .core import A3TError
+from .files import data_folder
 from .envs.base import Check, environment_module, leaked, settings_environment
 from .envs.panel import some
 from .envs.contract import check_needs

@@ -67,18 +67,18 @@ def trials(
     policy, # as in `rollout`
     wave:int=64, # episodes at once, which are stored together
     progress:str=None, # label of the progress bars, one for each wave; none by default
-    spread=_here, # function of (how, parts) that yields (part, `how(part)`) in order, such as `a3t.runs.cluster.waves`
+    spread=_here, # function of (how, waves) that yields (wave, `how(wave)`) in order, such as `a3t.runs.cluster.waves`
     **kwargs, # further arguments of `rollout`: `seed`, `patience`, `round`
 )->list: # of `Trajectory`: all that the store holds
     "One trial for each task of a panel; raises `A3TError` where the store holds other tasks"
     have = {t.task for t in entries(store, missing_ok=True)}
     waves = list(chunked([t for t in tasks if t not in have], wave))
-    of = lambda i: f'{progress}, wave {i} of {len(waves)}' if progress and len(waves) > 1 else progress
-    def play(part):
-        label, some_tasks = part
+    def play(some_tasks):
+        of = f', wave {waves.index(some_tasks) + 1} of {len(waves)}' if len(waves) > 1 else ''
         lm.forget()
-        return rollout(make_env, some_tasks, policy, limit=wave, processes=lm.processes, progress=label, **kwargs)
-    for _, made in spread(play, [(of(i), w) for i,w in enumerate(waves, 1)]): append(store, made)
+        return rollout(make_env, some_tasks, policy, limit=wave, processes=lm.processes,
+                       progress=progress and progress + of, **kwargs)
+    for _, made in spread(play, waves): append(store, made)
     episodes = read(store, missing_ok=True)
     check_panel(episodes, tasks)
     return episodes

@@ -11,7 +11,8 @@ __all__ = ['REPLACED', 'TASK_TYPES', 'LEVELS', 'ENVIRONMENTS', 'SCHEDULES', 'RUN
 import ast, configparser, importlib, json, os, re, shlex, shutil, sys, warnings
 from math import inf
 from pathlib import Path
-from .core import A3TError, brief, did_you_mean, project_path, project_root, read_text, shipped_folder
+from .core import A3TError, brief, did_you_mean
+from .files import project_path, project_root, read_text, shipped_folder
 from .values import Allowed, allowed, dictionary, from_to, games_or_path, number, one_of, some, whole
 
 # %% ../nbs/settings.ipynb #afa9002f
@@ -191,13 +192,15 @@ def _environments():
     houses = dictionary(**_COUNTS, rooms=whole(1, 98), unseen_rooms=whole(1, 98), receptacles=from_to(5),
                         objects=from_to(4), types=some('task type', *TASK_TYPES), hidden=number(0, 1),
                         shared=number(0, 1))
-    kitchens = dictionary(**_COUNTS, levels=some('level', *LEVELS))
+    kitchens = dictionary(**_COUNTS, validation=whole(), unseen_kitchen=whole(), unseen_rooms=whole(),
+                          levels=some('level', *LEVELS))
     return dict(base=ignored | dict(eval_splits=_HOUSES),
                 alfworld=engines | games | dict(eval_splits=some('split', 'train', 'valid', 'seen', 'unseen'),
                                                 generator=houses),
                 webshop=ignored | games | dict(eval_splits=some('split', 'train', 'valid', 'test'),
                                                generator=dictionary(seed=whole(), products=whole(1))),
-                cooking=ignored | dict(eval_splits=_HOUSES, generator=kitchens),
+                cooking=ignored | dict(generator=kitchens, eval_splits=some(
+                    'split', 'train', 'seen', 'unseen', 'validation', 'unseen-kitchen', 'unseen-rooms')),
                 scienceworld=ignored | dict(eval_splits=some('split', 'train', 'dev', 'test'), games=_NAMED))
 
 ENVIRONMENTS = _environments()

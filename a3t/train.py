@@ -19,7 +19,8 @@ from tqdm import tqdm
 from transformers import TrainingArguments
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback
-from .core import A3TError, claim, file_hash, read_json, seed_for, write_atomic, write_json
+from .core import A3TError, seed_for
+from .files import claim, file_hash, read_json, write_atomic, write_json
 from .data import Row
 from .losses import term_weights
 from .models.forward import attention, check_causal, clear_errors, text_config

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from .core import brief, data_folder, did_you_mean, project_root
+from .core import brief, did_you_mean
+from .files import data_folder, project_root
 
 # %% ../nbs/values.ipynb #setting6
 @dataclass(frozen=True)

@@ -87,11 +87,14 @@ def outside_page(source, page):
         return f"{m[1]}({new}{'#' + fragment if fragment else ''})"
     return re.sub(r'(\[[^\]]*\])\(([^)\s]+)\)', link, (ROOT/source).read_text(encoding='utf-8'))
 
+def guide_pages():
+    "Pages of the guide with their titles, from the table in its README"
+    table = (ROOT/'nbs'/'guide'/'README.md').read_text(encoding='utf-8')
+    listed = re.findall(r'^\| \[([^\]]+)\]\(([\w-]+\.(?:md|ipynb))\)', table, re.M)
+    return [{title[0].upper() + title[1:]:f'guide/{page}'} for title,page in listed]
+
 def on_config(config):
-    guide_table = (ROOT/'nbs'/'guide'/'README.md').read_text(encoding='utf-8')
-    listed = re.findall(r'^\| \[([^\]]+)\]\(([\w-]+\.md)\)', guide_table, re.M)
-    guide = [*({title[0].upper() + title[1:]:f'guide/{page}'} for title,page in listed),
-             {'Evidence':'evidence.md'}, {'Contributing':'contributing.md'}]
+    guide = [*guide_pages(), {'Evidence':'evidence.md'}, {'Contributing':'contributing.md'}]
     sections = [{s:[p for f in folders for p in pages(f)]} for s,folders in SECTIONS.items()]
     api = [{'API':[{f'a3t.{m}':f'api/{m}.md'} for m in modules()]}]
     home = ([{'Home':'index.md'}, {'Tour':'00_tour.ipynb'}] if (ROOT/'nbs'/'00_tour.ipynb').exists()

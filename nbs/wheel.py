@@ -1,6 +1,6 @@
 """What a wheel holds beside the code: `a3t/project` mirrors the files of the checkout that the package reads
 
-`a3t.core.shipped_folder` finds them. The checkout's own files are the only source; pyproject.toml names this class.
+`a3t.files.shipped_folder` finds them. The checkout's own files are the only source; pyproject.toml names this class.
 """
 from pathlib import Path
 from setuptools.command.build_py import build_py

@@ -1,5 +1,5 @@
 "Fixtures: a tiny model, a small project with its own settings and data, a headless browser"
-import os, shutil, subprocess, sys
+import os, shutil, signal, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 import pytest
@@ -66,3 +66,10 @@ def one_line_error(p, contains):
     assert p.returncode == 1, (p.returncode, p.stdout, p.stderr)
     assert len(lines) == 1 and lines[0].startswith('a3t: ') and contains in lines[0], p.stderr
     return lines[0]
+
+@pytest.fixture
+def interruptible():
+    "SIGINT raises KeyboardInterrupt here, also where the tests run in the background, which ignores it"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

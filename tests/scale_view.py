@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 from fastcore.basics import chunked
 from a3t.accumulate import append, stores, stream
-from a3t.core import results_folder
+from a3t.files import results_folder
 
 def fill(folder, n):
     "A store of `n` trajectories"

@@ -6,8 +6,8 @@ import a3t.accumulate
 from a3t.accumulate import (
     FILE, append, entries, fetch, file_table, is_success, paper_training_sets, plot_statistics, read, round_statistics,
     flip_rewards, select_training, shortest, sources_table, stores, stream, training_sources, trajectory_files, way)
-from a3t.core import (
-    A3TError, Step, Trajectory, content_hash, results_folder, to_row, trajectory_id, write_atomic)
+from a3t.core import A3TError, Step, Trajectory, content_hash, to_row, trajectory_id
+from a3t.files import results_folder, write_atomic
 
 ROOT = Path(a3t.accumulate.__file__).parents[1]
 

@@ -6,7 +6,8 @@ from a3t.accumulate import append
 from a3t.quality.alarms import (alarm, broken, context_full, contrast_runs_away, cut_short, error_alarms, falls,
                                 incoherent_reasons, incoherent_steps, no_successes, not_finite, stage_alarms,
                                 success_falls)
-from a3t.core import A3TError, Step, Trajectory, read_json, write_json
+from a3t.core import A3TError, Step, Trajectory
+from a3t.files import read_json, write_json
 from a3t.losses import check_loss
 from a3t.runs.report import report_html, write_report
 from a3t.cli import print_results

@@ -3,7 +3,8 @@ import os, random
 from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
-from a3t.core import A3TError, read_json
+from a3t.core import A3TError
+from a3t.files import read_json
 import numpy as np
 from a3t.envs.alfworld.simulator import AlfSim, Simulator
 from a3t.envs.alfworld.batch import AlfSims

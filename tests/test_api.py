@@ -193,6 +193,14 @@ def test_a_server_that_hangs():
             complete(model(toy, timeout=.2, attempts=2))
         assert time.monotonic() - start < 3
 
+@pytest.mark.parametrize('trouble,why', [(2., 'no answer yet'), ((503, {'Retry-After':'1'}), 'it answers 503')])
+def test_a_wait_for_a_server_is_told_once(trouble, why, monkeypatch, capsys):
+    monkeypatch.setattr('a3t.models.server.PATIENT', .3)
+    with ToyServer(lambda body: MOVE, [trouble]*4) as toy, pytest.raises(A3TError):
+        complete(model(toy, timeout=.5, attempts=2), ['Task', 'Task'])
+    told, = capsys.readouterr().err.splitlines()
+    assert told.startswith(f'waiting for the server {toy.url} (/completions): {why}') and 'each of 2 attempts' in told
+
 def test_a_dead_server_fails_at_once():
     with ToyServer(lambda b: MOVE) as toy: pass
     start = time.monotonic()
@@ -762,7 +770,7 @@ def test_the_hub_is_asked_only_where_it_answers(monkeypatch):
 @pytest.mark.slow
 def test_a_round_explores_with_a_hosted_model_alone(tmp_path, monkeypatch):
     "Its tokenizer is not on this machine: the stage succeeds without counting tokens"
-    from a3t.core import read_json
+    from a3t.files import read_json
     from a3t.runs.folders import open_run
     from a3t.runs.executor import run_stage
     monkeypatch.setenv('A3T_DATA', str(tmp_path))

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from a3t.bench import gpu as bench
 from a3t.bench.acting import NEW_TOKENS, agreement
-from a3t.core import read_json
+from a3t.files import read_json
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):

@@ -4,6 +4,8 @@ from contextlib import redirect_stdout
 import pytest
 import a3t
 from a3t.cli import COMMANDS, command_parser, main
+from a3t.core import A3TError
+from a3t.files import check_output
 from a3t.settings import preset_names, read_settings
 from conftest import A3T, ROOT
 
@@ -116,9 +118,26 @@ def test_a_home_folder_that_is_a_loop(project):
 
 def test_an_interrupt_is_130(monkeypatch, capsys):
     def stop(): os.kill(os.getpid(), signal.SIGTERM)
-    monkeypatch.setitem(COMMANDS, 'presets', stop)
-    assert (main(['presets']) == 130 and capsys.readouterr().err == '\na3t: stopped; the same command resumes from '
-                                                                    'here\n')
+    for name,resumes in dict(presets='', run='; the same command resumes from here').items():
+        monkeypatch.setitem(COMMANDS, name, stop)
+        assert main([name]) == 130 and capsys.readouterr().err == f'\na3t: stopped{resumes}\n'
+
+@pytest.mark.parametrize('words', (
+    ['verify', 'e.jsonl', '--games', 'nowhere', '--json'], ['panel', 'seen', '--games', 'nowhere', '--json'],
+    ['parity', 'nowhere', '--json'], ['view', 'nowhere', '--html'], ['evaluate', '--agent', 'random', '--json'],
+    ['export', 'e.jsonl', '--to'], ['export', '--weights', 'nowhere', '--to'], ['import', 'e.jsonl', '--to']))
+def test_an_output_that_cannot_be_written_is_told_before_the_work(words, project, monkeypatch, capsys):
+    monkeypatch.chdir(project.path)
+    (project.path/'e.jsonl').write_text('no episode')
+    if words[0] == 'evaluate': words = [words[0], '--preset', 'smoke', *words[1:]]
+    assert main([*words, '/proc/x.html']) == 1
+    got = capsys.readouterr()
+    assert got.err.startswith('a3t: cannot write /proc/x.html: ') and got.err.count('\n') == 1 and not got.out
+
+def test_an_output_is_a_file(tmp_path):
+    assert check_output(tmp_path/'new'/'x.json') and not list(tmp_path.iterdir())
+    for path in ('/dev/null', '/dev/null/x', tmp_path/('x'*300)):
+        with pytest.raises(A3TError, match='not a regular file|cannot write'): check_output(path)
 
 # -- 300 random command lines in broken surroundings
 

@@ -1,5 +1,5 @@
 "Several processes: training whose sum is that of one, waves that outlive their workers"
-import os, shlex, shutil, signal, subprocess, sys, threading, time
+import json, os, shlex, shutil, signal, subprocess, sys, threading, time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,13 +7,17 @@ import pytest, torch
 from conftest import LOST, OTHER, WON
 from fastcore.basics import chunked
 from safetensors.torch import load_file
+from test_vllm import STUB, Stub, gone
 from a3t.accumulate import append, read
-from a3t.agents import Sampler, rollout
-from a3t.core import A3TError, trajectory_id, write_json
+from a3t.agents import ReAct, Sampler, rollout
+from a3t.core import A3TError, trajectory_id
+from a3t.files import write_json
 from a3t.data import make_rows
 from a3t.envs.base import ToyHouse
 from a3t.models.weights import load_model
-from a3t.runs.cluster import cluster, waves
+from a3t.models.base import gather
+from a3t.runs.cluster import LoadedThere, cluster, dismiss, room_for, waves
+from a3t.runs.stage import Stage, arrived
 from a3t.training.log import checkpoints, read_log
 from a3t.train import launch, train, train_together
 from a3t.training.batches import share
@@ -22,13 +26,6 @@ ROOT = Path(__file__).resolve().parent.parent
 TWO = 'torchrun --standalone --nproc-per-node 2'
 FAST = dict(epochs=4, learning_rate=1e-2, batch_size=3, lora_rank=4, target_modules='all-linear',
             contrast_floor=-5., gradient_checkpointing=False)
-
-@pytest.fixture
-def interruptible():
-    "SIGINT raises KeyboardInterrupt here, also where the tests run in the background, which ignores it"
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
@@ -137,10 +134,18 @@ def test_share(folder, world):
     assert all(mine for mine,_ in shares[:2])
 
 @pytest.fixture(scope='module')
-def two_workers():
-    ray = cluster('local', num_cpus=2)
-    yield ray
-    ray.shutdown()
+def two_workers(tmp_path_factory):
+    "A cluster that claims to have two GPUs; the workers find vLLM's place taken by a script"
+    path = tmp_path_factory.mktemp('stub')
+    with pytest.MonkeyPatch.context() as m:
+        for k,v in dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', A3T_VLLM=str(STUB),
+                        STUB_LOG=str(path/'stub.jsonl')).items(): m.setenv(k, v)
+        ray = cluster('local', num_cpus=2, num_gpus=2)
+        yield SimpleNamespace(ray=ray, stub=Stub(path))
+        dismiss()
+        ray.shutdown()
+
+GPU = dict(num_gpus=1)
 
 def test_lost_worker(two_workers, tmp_path):
     "One of two workers is killed in mid-run: the same trajectories, none missing, none twice"
@@ -163,11 +168,102 @@ def test_lost_worker(two_workers, tmp_path):
     store = read(tmp_path/'store')
     assert store == here and len({trajectory_id(t) for t in store}) == len(here)
 
+@pytest.mark.slow
+def test_engines_stay_with_their_workers(two_workers, folder, tmp_path):
+    "Each worker loads the weights once, on its own GPU; one is killed; the episodes are those of one process"
+    from a3t.runs import cluster as C
+    lm = LoadedThere(str(folder), 'none', 'cpu', None, 2)
+    policy = ReAct(lm, temperature=1., max_tokens=8)
+    def play(wave):
+        lm.forget()
+        made = rollout(ToyHouse, wave, policy, seed=5, limit=2)
+        me = dict(pid=os.getpid(), gpu=os.environ.get('CUDA_VISIBLE_DEVICES'), loads=C._loaded.cache_info().misses)
+        with open(tmp_path/'played', 'a') as f: f.write(json.dumps(me) + '\n')
+        return made
+    def played(): return [json.loads(l) for l in (tmp_path/'played').read_text().splitlines()]
+    parts = list(chunked(ToyHouse().tasks('train')[:16], 2))
+    here = [made for _,made in waves(play, parts)]
+    (tmp_path/'played').unlink()
+    def there(kill):
+        for n,(_, made) in enumerate(waves(play, parts, 'local', GPU)):
+            if kill and n == 3: os.kill(played()[-1]['pid'], signal.SIGKILL)
+            yield made
+    assert list(there(False)) == here
+    workers = {p['pid']:p['gpu'] for p in played()}
+    assert sorted(workers.values()) == ['0', '1'] and {p['loads'] for p in played()} == {1}
+    assert list(there(True)) == here
+    assert len(played()) >= 2*len(parts) and {p['loads'] for p in played()} == {1}
+    assert len({p['pid'] for p in played()} - set(workers)) <= 1 # for the one that was killed, if it was needed
+    dismiss()
+
+@pytest.mark.slow
+def test_a_vllm_for_each_worker(two_workers, folder, tmp_path):
+    "Servers stay between waves, go with their worker, and are stopped with the crew"
+    stub = two_workers.stub
+    lm = LoadedThere(str(folder), 'none', 'cpu', None, 4, {}, 0, dict(rank=4, flags=''))
+    def ask(wave):
+        (tmp_path/str(os.getpid())).touch()
+        time.sleep(.5)
+        return [c.text for c in gather([lm.complete(f'Task {i}') for i in wave])]
+    parts = [[i, i + 1] for i in range(8)]
+    for _ in range(2): assert [made for _,made in waves(ask, parts, 'local', GPU)] == [[' go to drawer 1']*2]*8
+    workers, servers = {int(p.name) for p in tmp_path.iterdir()}, stub.notes('pids')
+    assert len(workers) == len(servers) == 2
+    for n,(_, made) in enumerate(waves(ask, parts, 'local', GPU)):
+        assert made == [' go to drawer 1']*2
+        if n == 2: os.kill(min(workers), signal.SIGKILL)
+    assert any(gone(pids, 5) for pids in servers) and not all(gone(pids, 0) for pids in stub.notes('pids'))
+    def broken(wave): # while the other worker plays, with a server of its own
+        ask(wave)
+        if wave[0]: raise A3TError('the games are missing')
+        time.sleep(600)
+    with pytest.raises(A3TError, match='the games are missing'): list(waves(broken, parts, 'local', GPU))
+    dismiss()
+    assert gone(sum(stub.notes('pids'), []))
+
+def test_a_wave_on_the_disk_is_not_played_again(tmp_path):
+    played = []
+    def play(wave):
+        played.append(wave)
+        return rollout(ToyHouse, wave, Sampler(), seed=1)
+    wave = ToyHouse().tasks('train')[:2]
+    first = arrived(tmp_path, play, wave)
+    assert arrived(tmp_path, play, wave) == first and played == [wave] and len(first) == 2
+    assert arrived(tmp_path/'none', lambda w: [], wave) == arrived(tmp_path/'none', play, wave) == []
+
+def test_a_stage_stopped_on_a_cluster_loses_no_finished_wave(two_workers, tmp_path):
+    "The second wave is there before the first one, which fails; afterwards only the first is played"
+    settings = dict(slots=2, ray='local', ray_task={})
+    tasks = ToyHouse().tasks('train')[:4]
+    def play(wave):
+        with open(tmp_path/'begun', 'a') as f: f.write(wave[0] + '\n')
+        if wave[0] == tasks[0] and not (tmp_path/'again').exists():
+            while not list((tmp_path/'run').rglob('waves/*/*.json')): time.sleep(.05)
+            raise A3TError('the disk is full: free some space')
+        return rollout(ToyHouse, wave, Sampler(), seed=1)
+    stage = Stage(tmp_path/'run', 'explore', 0, settings, {})
+    with pytest.raises(A3TError, match='the disk is full'): stage.keep('trial', tasks, play)
+    (tmp_path/'again').touch()
+    stage.keep('trial', tasks, play)
+    assert (tmp_path/'begun').read_text().splitlines().count(tasks[2]) == 1
+    assert read(stage.path()) == rollout(ToyHouse, tasks, Sampler(), seed=1)
+
 def test_errors_of_workers(two_workers):
     def broken(wave): raise A3TError(f'{wave} is missing: put it back')
     with pytest.raises(A3TError, match='^game 1 is missing: put it back$'):
         list(waves(broken, ['game 1', 'game 2'], 'local'))
     def ends(wave): os.kill(os.getpid(), signal.SIGKILL)
-    with pytest.raises(A3TError, match='gave up on a wave'): list(waves(ends, ['game 1'], 'local', dict(max_retries=1)))
-    two_workers.shutdown()
+    with pytest.raises(A3TError, match='gave up on a wave after losing 4 workers'):
+        list(waves(ends, ['game 1'], 'local'))
+    with pytest.raises(A3TError, match=r"no machine of the Ray cluster has \{'num_cpus': 1, 'num_gpus': 3\}: lower"):
+        list(waves(broken, ['game 1'], 'local', dict(num_gpus=3)))
+    dismiss()
+    two_workers.ray.shutdown()
     with pytest.raises(A3TError, match='no Ray cluster'): cluster('127.0.0.1:1')
+
+def test_room_for_workers():
+    machines = [dict(CPU=16., GPU=4., memory=100.), dict(CPU=4., GPU=1., memory=10., big=1.), dict(CPU=2.)]
+    def room(**needs): return room_for(needs, machines)
+    assert (room(num_cpus=1), room(num_gpus=1), room(num_gpus=.1), room(num_cpus=1, num_gpus=1)) == (22, 5, 50, 5)
+    assert (room(num_cpus=5), room(num_gpus=2), room(num_gpus=8), room(memory=40)) == (3, 2, 0, 2)
+    assert (room(resources=dict(big=.5)), room(num_cpus=0), room()) == (2, 3, 3)

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest, torch, torch.nn.functional as F
 from conftest import LOST, WON
 from hypothesis import given, settings, strategies as st
-from a3t.core import A3TError, read_json
+from a3t.core import A3TError
+from a3t.files import read_json
 from a3t.data import make_row, make_rows
 from a3t.envs.base import ToyHouse, play
 from a3t.losses import divergence, dpo, dpo_weights, policy_gradient

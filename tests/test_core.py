@@ -1,5 +1,6 @@
 "Trajectories as text, and paths"
-from a3t.core import Step, Trajectory, data_folder, project_path, results_folder
+from a3t.core import Step, Trajectory
+from a3t.files import data_folder, project_path, results_folder
 
 def test_a_trajectory_prints_as_a_page():
     steps = (Step('I need it.', 'take pen', 'You take the pen.', 'sampled'),

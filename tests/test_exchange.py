@@ -5,7 +5,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from a3t.accumulate import append, read, stores
 from a3t.cli import main
-from a3t.core import Step, Trajectory, results_folder, trajectory_id
+from a3t.core import Step, Trajectory, trajectory_id
+from a3t.files import results_folder
 from a3t.exchange.dataset import DATASET, Totals, card, dataset_row, made_by
 from a3t.exchange.export import trajectories
 from a3t.exchange.formats import record, records
@@ -137,7 +138,18 @@ def test_others_episodes_are_imported_as_far_as_they_tell(tmp_path, capsys):
     first, second = read(tmp_path/'s')
     assert (first.task_type, first.won, first.reward, first.actions) == ('look', True, 1., ['look'])
     assert (second.goal, second.observation, second.reward, second.won) == ('look.', 'A room.', .5, False)
-    assert '2 come from elsewhere' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert '2 come from elsewhere' in out and out.endswith('\n') and '\n\n' not in out
+
+@pytest.mark.parametrize('change,contains', [
+    (dict(messages=[], won=True), 'holds no action'), (dict(actions=[], won=True), 'holds no action'),
+    (dict(task='', actions=['look'], won=True), 'names no task'), (dict(messages=[]), 'claims no outcome')])
+def test_what_cannot_be_imported_has_a_file_and_a_line(tmp_path, capsys, change, contains):
+    lines = [dict(task=SEEN.task, actions=['look'], won=True), dict(task=SEEN.task) | change]
+    (tmp_path/'x.jsonl').write_text(''.join(json.dumps(l) + '\n' for l in lines))
+    assert main(['import', str(tmp_path/'x.jsonl'), '--to', str(tmp_path/'s')]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith('a3t: x.jsonl, line 2 ') and contains in err and err.count('\n') == 1
 
 BAD = [(dict(won=1), 'its won is not of type bool'), (dict(a3t=[1]), 'its a3t is not an object'),
        (dict(messages=[]), 'do not end with what'), (dict(messages=[dict(role='user')]), 'message 1 is not a text'),

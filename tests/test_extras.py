@@ -9,7 +9,7 @@ from conftest import ROOT
 PROJECT = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))['project']
 HEAVY = ' '.join(EXTRAS.values()).split() # modules of extras
 # modules of the core: they import without any extra
-CORE = '''core extras settings prompts agents compose data accumulate evaluate cli doctor envs.base envs.panel
+CORE = '''core files extras settings prompts agents compose data accumulate evaluate cli doctor envs.base envs.panel
     envs.trial envs.contract envs.alfworld envs.alfworld.batch envs.alfworld.generator
     envs.alfworld.parity envs.alfworld.simulator envs.cooking envs.scienceworld envs.webshop
     envs.webshop.browser envs.webshop.generator models.api models.base models.journal models.scripted

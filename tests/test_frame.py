@@ -2,7 +2,7 @@
 import json, lzma, re, resource, signal, time
 import pytest
 from a3t.accumulate import read
-from a3t.core import read_json
+from a3t.files import read_json
 from a3t.runs.folders import plan, stage_folder
 from a3t.runs.manifests import read_manifest
 from conftest import Project, ROOT, one_line_error
@@ -66,7 +66,7 @@ def test_a_reader_that_has_read_enough_is_no_error(project):
 def test_presets_are_listed(project):
     p = project.a3t('presets')
     assert p.returncode == 0 and [l.split()[0] for l in p.stdout.strip().split('\n')] == ['smoke', 'small-model', 'cpu',
-        'cpu-cooking', 'cpu-scienceworld', 'cpu-scienceworld-long', 'cpu-alfworld', 'cpu-webshop',
+        'cpu-cooking', 'cpu-cooking-long', 'cpu-scienceworld', 'cpu-scienceworld-long', 'cpu-alfworld', 'cpu-webshop',
         'paper-alfworld', 'paper-webshop']
 
 # -- the score of an adapter

@@ -4,7 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ( # from the ground up: a module imports from its own layer or from those before it
-    ('core', 'extras'), ('web', 'prompts', 'envs.claims', 'envs.panel', 'envs.base', 'models'), ('envs',),
+    ('core', 'files', 'extras'), ('web', 'prompts', 'envs.claims', 'envs.panel', 'envs.base', 'models'), ('envs',),
     ('values', 'settings'), ('agents',),
     ('compose', 'accumulate', 'losses', 'data', 'evaluate'),
     ('opening', 'training'), ('train',), ('quality', 'exchange', 'envs.webshop.browser'), ('runs',),

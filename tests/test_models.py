@@ -3,7 +3,8 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1') # a wrong name fails at once
 
 import psutil, pytest, torch
 
-from a3t.core import A3TError, data_folder
+from a3t.core import A3TError
+from a3t.files import data_folder
 from a3t.models import engine, forward, slots, weights
 from a3t.models.scripted import ScriptedModel
 from a3t.models.base import cut_at_stop, decode_after, encode_segments, gather, toy_tokenizer

@@ -5,7 +5,8 @@ import matplotlib.pyplot as plt
 import pytest
 import a3t.accumulate
 from a3t.accumulate import append
-from a3t.core import A3TError, Step, Trajectory, read_json, write_json
+from a3t.core import A3TError, Step, Trajectory
+from a3t.files import read_json, write_json
 from a3t.evaluate import summarise
 from a3t.quality.curves import plot_training
 from a3t.runs.report import (plot_success, plot_time, report_dict, report_html, some_trajectories, stage_table,

@@ -1,7 +1,7 @@
 "The page of the evidence lists all of it, and nothing else"
 import re
 from fnmatch import fnmatch
-from a3t.core import results_folder
+from a3t.files import results_folder
 
 def listed():
     "Names in the first column of the table; a bare name belongs to the folder of the name before it"

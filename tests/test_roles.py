@@ -4,7 +4,8 @@ from inspect import signature
 import pytest
 from a3t.accumulate import read
 from a3t.agents import ReAct
-from a3t.core import A3TError, read_json, write_json
+from a3t.core import A3TError
+from a3t.files import read_json, write_json
 from a3t.models.api import language_model, model_arguments
 from a3t.models.base import gather
 from a3t.models.chatter import without_lead_in
@@ -53,7 +54,9 @@ def place(tmp_path, monkeypatch, offline):
     (dict(opening_trials=0), 'opening_trials = 0 must be'),
     (dict(server={'opening_model':{'timeout':1.}, 'timeout':3.}), 'opening_model in the setting server stands beside'),
     (dict(server={'actre_model':{'timuot':1.}}), 'timuot is unknown'),
-    (dict(server={'actre_model':3}), 'must be a dict')])
+    (dict(server={'actre_model':3}), 'must be a dict'),
+    (dict(server={'body':{'x':{1, 2}}}), 'is not JSON serializable'),
+    (dict(server={'body':{'n':3}}), 'n in the body of the setting server is set by the run itself')])
 def test_contradictions_are_one_line(changes, says):
     with pytest.raises(A3TError, match=says) as e: check_settings(settings(**changes))
     assert '\n' not in str(e.value)
@@ -120,6 +123,13 @@ def test_a_server_that_is_not_there():
     with pytest.raises(A3TError, match='actre_model = .*nobody answers there'):
         require_server(dict(model='tiny', actre_model=f'{toy.url}#toy', server={}), 'actre_model')
 
+def test_chat_without_a_template_is_refused_before_the_run(offline):
+    with ToyServer(lambda b: 'OK') as toy:
+        S = settings(format='chat', actre='base', actre_model=f'{toy.url}#toy')
+        with pytest.raises(A3TError, match='actre_model = .*format = chat needs the chat template'):
+            require_server(S, 'actre_model')
+        require_server(S | dict(actre_model=f'{toy.url}/chat/completions#toy'), 'actre_model')
+
 def test_the_probe_has_the_fields_of_the_run():
     with ToyServer(lambda b: 'OK') as toy:
         S = settings(actre='base', actre_model=f'{toy.url}/chat/completions#toy',
@@ -132,7 +142,8 @@ def test_the_probe_has_the_fields_of_the_run():
 
 @pytest.mark.parametrize('lead', [
     'Sure! Here is the reason:\n', "Here's the next step: ", '**Reason:** ', 'Of course! ',
-    'Certainly! Here is my explanation for this action:\n\n', 'The reason for the action is: '])
+    'Certainly! Here is my explanation for this action:\n\n', 'The reason for the action is: ',
+    "Certainly. Here's why: "])
 def test_lead_ins(lead):
     assert without_lead_in(lead + 'I need the mug.') == 'I need the mug.'
     assert gather([past_thoughts(ScriptedModel(lambda p: lead + 'I need the mug.'), 'x')])[0].text == 'I need the mug.'
@@ -148,6 +159,22 @@ def test_a_lead_in_before_a_line_break():
     assert out.text == 'I need the mug.' and len(toy.requests) == 2 and out.finish == 'stop'
 
 # -- counts
+
+def test_a_filtered_answer_has_its_price():
+    used, ends = dict(prompt_tokens=100, completion_tokens=10), iter(['content_filter', 'stop'])
+    answer = lambda b: dict(choices=[dict(text='x', finish_reason=next(ends))], usage=used)
+    with ToyServer(answer) as toy:
+        lm = ServerModel(f'{toy.url}#toy', pause=.01, price=(1, 10))
+        gather([lm.complete('Task')])
+    assert lm.stats['completion_tokens'] == 20 and lm.stats['cost'] == pytest.approx(4e-4)
+    assert lm.stats['retries'] == 1
+
+def test_counts_that_are_no_numbers_are_none():
+    answer = lambda b: dict(choices=[dict(text='x', finish_reason='stop')], usage=dict(
+        prompt_tokens='12', completion_tokens=None, prompt_tokens_details=[3]))
+    with ToyServer(answer) as toy:
+        lm = ServerModel(f'{toy.url}#toy')
+        assert gather([lm.complete('Task')])[0].text == 'x' and lm.stats['unmetered'] == 1
 
 def test_cached_tokens_have_their_price():
     used = dict(prompt_tokens=1000, completion_tokens=100, prompt_tokens_details=dict(cached_tokens=600))

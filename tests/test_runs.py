@@ -3,7 +3,8 @@ import os, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from a3t.core import A3TError, project_root, read_json, write_json
+from a3t.core import A3TError
+from a3t.files import project_root, read_json, write_json
 from a3t.runs.kernel import ForkServer
 from a3t.runs.executor import clock, StageError, Watch, check_parameters, execute, progress_line, run_stage
 from a3t.runs.folders import ONCE, OUTPUTS, needs, open_run, plan, run_folder

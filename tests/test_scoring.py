@@ -1,14 +1,16 @@
 "One command form scores anything that acts, and its file states the whole protocol"
-import json
+import json, os, signal, threading, time
 from dataclasses import replace
 import pytest
+from a3t.accumulate import read
 from a3t.cli import main
-from a3t.core import read_json
+from a3t.files import read_json
 from a3t.envs.base import ToyHouse
 from a3t.models.chat import MESSAGES, messages_of
 from a3t.models.toyserver import ToyServer
 from a3t.scoring import score
-from a3t.scoring.players import player
+from a3t.runs.manifests import code_hashes
+from a3t.scoring.players import function_hash, import_function, player
 from a3t.scoring.styles import GO_ON, REACT, read_answer, styled_segments
 from a3t.settings import load_settings
 from conftest import ROOT
@@ -82,6 +84,59 @@ def test_a_panel_is_played_exactly_or_refused(place, capsys):
                  str(ADAPTER.parent.parent/'panels'/'unseen.json')]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and 'missing: valid_unseen' in lines[0]
+
+BLOCKS = """
+import asyncio, os, time
+from blocks_helper import first
+seen = set()
+def waits(history):
+    seen.add(history.task)
+    return len(seen) > 1 and 'A3T_BLOCKS' in os.environ
+def block(history, info):
+    if waits(history): time.sleep(60)
+    return first(info)
+async def thread(history, info):
+    if waits(history): await asyncio.to_thread(time.sleep, 12)
+    return first(info)
+"""
+
+@pytest.mark.parametrize('agent,number', [('block', signal.SIGINT), ('block', signal.SIGTERM),
+                                          ('thread', signal.SIGINT)])
+def test_a_blocked_agent_stops_at_once_and_loses_no_episode(place, agent, number, monkeypatch, capsys):
+    name = f'blocks_{agent}_{number}'
+    (place/f'{name}.py').write_text(BLOCKS)
+    (place/'blocks_helper.py').write_text('def first(info): return info["admissible_actions"][0]\n')
+    monkeypatch.setenv('A3T_BLOCKS', '1')
+    before = signal.signal(signal.SIGINT, signal.default_int_handler) # tests in the background ignore it
+    words = ['evaluate', '--agent', f'{name}:{agent}', '--preset', 'smoke', '--json', 's.json', '--set', 'eval_tasks=3']
+    stopper = threading.Timer(1.5, os.kill, (os.getpid(), number))
+    try:
+        stopper.start()
+        t0 = time.monotonic()
+        assert main(words) == 130 and time.monotonic() - t0 < 10
+    finally: signal.signal(signal.SIGINT, before)
+    err = capsys.readouterr().err
+    assert err.endswith('\na3t: stopped; the same command resumes from here\n') and 'Traceback' not in err
+    kept, = read(place/'s.episodes'/'unseen')
+    monkeypatch.delenv('A3T_BLOCKS')
+    assert main(words) == 0 and read_json(place/'s.json')['n'] == 3
+    assert read(place/'s.episodes'/'unseen')[0] == kept
+
+def test_a_score_depends_on_the_agents_modules(place):
+    (place/'agent_folder.py').write_text('import torch, a3t.core\ndef act(history, info):\n    import agent_part\n')
+    (place/'agent_part.py').write_text('from agent_pack import words\n')
+    (place/'agent_pack').mkdir()
+    for n,text in {'__init__':'', 'words':'from .more import X\n', 'more':'X = 1\n'}.items():
+        (place/'agent_pack'/f'{n}.py').write_text(text)
+    import_function('agent_folder:act')
+    of = lambda: function_hash('agent_folder:act')
+    first = of()
+    (place/'unrelated.py').write_text('X = 1\n')
+    (place/'agent_part.py').write_text('# a comment\nfrom agent_pack import words\n')
+    assert of() == first == player('agent_folder:act').hash
+    (place/'agent_pack'/'more.py').write_text('X = 2\n')
+    assert of() != first
+    assert len(code_hashes(['fastcore.basics'])) < 10 # of an installed package, only its own modules
 
 def test_thoughts_and_actions():
     assert read_answer(REACT, ' think: why') == ('why', '') and read_answer(REACT, ' look') == ('', 'look')

@@ -1,7 +1,8 @@
 "Every setting has its choices or its range, and a wrong value is one line before anything runs"
 import inspect, sys
 import pytest
-from a3t.core import A3TError, did_you_mean, read_json, write_json
+from a3t.core import A3TError, did_you_mean
+from a3t.files import read_json, write_json
 from a3t.runs.folders import open_run
 from a3t.runs.stage import open_stage
 from a3t.models.devices import check_device, devices

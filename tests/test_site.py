@@ -43,9 +43,12 @@ def test_imports_in_the_documents_exist():
 
 def test_every_notebook_has_its_place_in_the_navigation():
     h = hooks()
-    shown = {path for folders in h.SECTIONS.values() for f in folders for page in h.pages(f) for path in page.values()}
+    listed = [page for folders in h.SECTIONS.values() for f in folders for page in h.pages(f)] + h.guide_pages()
+    shown = {path for page in listed for path in page.values() if path.endswith('.ipynb')}
     have = {p.relative_to(ROOT/'nbs').as_posix() for p in (ROOT/'nbs').rglob('*.ipynb')
             if '.ipynb_checkpoints' not in p.parts}
+    guide = (ROOT/'nbs'/'guide'/'README.md').read_text(encoding='utf-8') # its table is a part of the navigation
+    shown |= {f'guide/{page}' for page in re.findall(r'\]\(([\w-]+\.ipynb)\)', guide)}
     assert have - shown <= {'00_tour.ipynb'} and shown <= have
 
 def test_formulas_become_mathml_and_code_stays():

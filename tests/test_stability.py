@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import replace
 import pytest
 from a3t.quality.alarms import success_falls
-from a3t.core import Step, Trajectory, read_json
+from a3t.core import Step, Trajectory
+from a3t.files import read_json
 from a3t.evaluate import fisher_test
 from a3t.envs.base import TextEnv, ToyHouse, play
 from a3t.opening import first_successes

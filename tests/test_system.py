@@ -4,8 +4,9 @@ from pathlib import Path
 import nbformat, pytest
 import a3t
 from a3t.cli import COMMANDS, main
-from a3t.core import (REMEDIES, A3TError, content_hash, data_folder, make_folder, project_path, project_root, read_json,
-                      read_text, write_atomic, write_json)
+from a3t.core import A3TError, content_hash
+from a3t.files import (
+    REMEDIES, data_folder, make_folder, project_path, project_root, read_json, read_text, write_atomic, write_json)
 from a3t.runs.executor import _failed, execute, refusal, run_stage
 from a3t.runs.manifests import code_hashes, lock, notebook_imports, read_manifest, set_aside, stage_state, unlock
 from a3t.runs.folders import open_run, plan, run_folder
@@ -86,7 +87,7 @@ def calls_without_encoding(tree):
         text = isinstance(n.func, ast.Name) and name == 'open' or name in ('fdopen', 'NamedTemporaryFile')
         text = text and not (isinstance(mode, ast.Constant) and 'b' in str(mode.value)) or name in ('read_text',
                                                                                                     'write_text')
-        text = text and not (name == 'read_text' and isinstance(n.func, ast.Name)) # `a3t.core.read_text`
+        text = text and not (name == 'read_text' and isinstance(n.func, ast.Name)) # `a3t.files.read_text`
         text = text or name in ('run', 'Popen', 'check_output', 'check_call') and {'text',
                                                                                    'universal_newlines'} & given.keys()
         if text and 'encoding' not in given: yield n
@@ -117,7 +118,7 @@ def test_every_text_file_has_its_encoding():
     (dict(PYTHONIOENCODING='utf-8'), 'round 0 · x → 1–2 ♥ \\udcff\n'.encode()),
     (dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0'), b'round 0 - x -> 1-2 \\u2665 \\udcff\n')])
 def test_printing_never_fails(env, said):
-    code = (r"import sys; from a3t.core import never_fail_output; never_fail_output(); t = 'round 0 \xb7 x \u2192 "
+    code = (r"import sys; from a3t.files import never_fail_output; never_fail_output(); t = 'round 0 \xb7 x \u2192 "
             r"1\u20132 \u2665 \udcff'; print(t); print(t, file=sys.stderr)")
     p = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH':str(ROOT), **env},
                        capture_output=True)
@@ -211,7 +212,7 @@ def test_another_environment_makes_a_stage_again(package):
     assert set(states().values()) == {'its code changed: envs/base.py'}
 
 def test_prose_of_the_code_does_not_count(package):
-    package('core.py', '"The folder of the project"', '"Where the project lies"')
+    package('files.py', '"The folder of the project"', '"Where the project lies"')
     package('core.py', '"""Trajectories,', '"""Episodes,')
     package('envs/base.py', '# task ids', '# ids of tasks')
     package('core.py', "__all__ = ['COLOURS', ", "__all__ = [")
@@ -226,7 +227,7 @@ def test_what_the_real_stages_import():
     used = {s:code_hashes(notebook_imports(ROOT/'nbs'/'stages'/f'{s}.ipynb'))
             for s in ('explore', 'train', 'evaluate', 'report')}
     assert {'opening/explore.py', 'compose.py', 'agents.py', 'models/local.py', 'models/api.py', 'prompts.py',
-            'core.py'} <= used['explore'].keys()
+            'core.py', 'files.py'} <= used['explore'].keys()
     assert {'train.py', 'losses.py', 'data.py'} <= used['train'].keys() and not {'train.py',
                                                                                  'losses.py'} & used['explore'].keys()
     assert 'runs/report.py' in used['report'] and not any('runs/report.py' in used[s]
@@ -259,13 +260,13 @@ def test_every_refusal_is_one_line(tmp_path, monkeypatch, code):
     write_json(tmp_path/'x.json', 1)
     for call in ('tempfile.mkstemp', 'os.replace'):
         with monkeypatch.context() as m, pytest.raises(A3TError) as e:
-            m.setattr(f'a3t.core.{call}', no(code))
+            m.setattr(f'a3t.files.{call}', no(code))
             write_json(tmp_path/'x.json', 2)
         assert (str(e.value) == f"cannot write {tmp_path/'x.json'}: {os.strerror(code)}; {REMEDIES[code]}, then start "
                                 f"again: finished work is kept")
     assert [p.name for p in tmp_path.iterdir()] == ['x.json'] and read_json(tmp_path/'x.json') == 1
     with monkeypatch.context() as m, pytest.raises(A3TError, match=r'^cannot write .*x: '):
-        m.setattr('a3t.core.tempfile.mkdtemp', no(code))
+        m.setattr('a3t.files.tempfile.mkdtemp', no(code))
         make_folder(tmp_path/'x', lambda tmp: None)
 
 @pytest.mark.parametrize('call,codes',
@@ -274,10 +275,10 @@ def test_every_refusal_is_one_line(tmp_path, monkeypatch, code):
 def test_a_file_system_without_it_is_fine(tmp_path, monkeypatch, call, codes):
     for code in codes:
         with monkeypatch.context() as m:
-            m.setattr(f'a3t.core.os.{call}', no(code))
+            m.setattr(f'a3t.files.os.{call}', no(code))
             write_json(tmp_path/'x.json', code)
         assert read_json(tmp_path/'x.json') == code
-    monkeypatch.setattr('a3t.core.os.fsync', no(errno.EIO))
+    monkeypatch.setattr('a3t.files.os.fsync', no(errno.EIO))
     with pytest.raises(A3TError, match='Input/output error; check the disk'): write_json(tmp_path/'x.json', 0)
 
 def test_real_refusals(tmp_path):

@@ -1,7 +1,8 @@
 "Tracking: everything from the run's files, nothing twice, and trouble is one line"
 import json, math, shutil, sys
 import pytest
-from a3t.core import A3TError, read_json, write_json
+from a3t.core import A3TError
+from a3t.files import read_json, write_json
 from a3t.envs.base import ToyHouse
 from a3t.evaluate import summarise
 from a3t.runs.folders import open_run, stage_folder

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest, torch
 from conftest import LOST, OTHER, WON
 from safetensors.torch import load_file
-from a3t.core import A3TError, content_hash, file_hash, project_root
+from a3t.core import A3TError, content_hash
+from a3t.files import file_hash, project_root
 from a3t.agents import ActRe
 from a3t.compose import annotate
 from a3t.data import Row, make_actre_rows, make_rows

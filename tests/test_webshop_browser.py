@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from a3t.accumulate import append
-from a3t.core import A3TError, to_row, write_json
+from a3t.core import A3TError, to_row
+from a3t.files import write_json
 from a3t.envs.contract import check_environment
 from a3t.envs.base import load_environment, play
 from a3t.envs.webshop.generator import generate_shop, shop_files

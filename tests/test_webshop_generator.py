@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from a3t import core
+from a3t import core, files
 from a3t.core import A3TError
 from a3t.envs.webshop import generator
 from a3t.envs.webshop.words import OPTIONS, VOCABULARY, plural, shelves
@@ -52,8 +52,8 @@ def test_an_interrupted_shop_is_generated_again(tmp_path, monkeypatch):
     monkeypatch.undo()
     folder = generate_shop(0, 10, tmp_path)
     assert sorted(p.name for p in folder.iterdir()) == sorted(['shop.json', *shop_files(0, 10)])
-    hashes = core.read_json(folder/'shop.json')['files']
-    assert {n:core.file_hash(folder/n) for n in hashes} == hashes
+    hashes = files.read_json(folder/'shop.json')['files']
+    assert {n:files.file_hash(folder/n) for n in hashes} == hashes
 
 def test_a_finished_shop_is_left_alone(folder):
     times = {p:p.stat().st_mtime_ns for p in folder.iterdir()}

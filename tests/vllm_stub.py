@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """A program that looks like vLLM from outside: `vllm_stub.py serve FOLDER --port N …`
 
-The seed 666 ends it, like a GPU without memory; so does the start, while the file in STUB_BROKEN exists. What it was
-called with, and its process ids, go to the file in STUB_LOG."""
-import json, os, subprocess, sys
+The seed 666 ends it, like a GPU without memory; so does the start, while the file in STUB_BROKEN exists. It gets ready
+after STUB_START seconds, and each answer takes STUB_ANSWER seconds. What it was called with, and its process ids, go to
+the file in STUB_LOG."""
+import json, os, subprocess, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 def flag(name): return sys.argv[sys.argv.index(name) + 1]
@@ -47,6 +48,7 @@ class Handler(BaseHTTPRequestHandler):
             note(died=True)
             print('torch.OutOfMemoryError: CUDA out of memory.', flush=True)
             os._exit(1)
+        time.sleep(float(os.environ.get('STUB_ANSWER', 0)))
         text = ' go to drawer 1'
         choice = dict(index=0, text=text, finish_reason='stop', stop_reason=None, token_ids=[1, 2],
                       logprobs=dict(token_logprobs=[-1., -2.]))
@@ -57,4 +59,5 @@ if os.path.exists(os.environ.get('STUB_BROKEN', '')):
     sys.exit(1)
 worker = subprocess.Popen(['sleep', '600']) # such as vLLM's engine core
 note(arguments=sys.argv[1:], pids=[os.getpid(), worker.pid], key=os.environ['VLLM_API_KEY'])
+time.sleep(float(os.environ.get('STUB_START', 0)))
 ThreadingHTTPServer((flag('--host'), int(flag('--port'))), Handler).serve_forever()

@@ -15,7 +15,7 @@ import torch
 from .acting import NEW_TOKENS, act_generate, agreement, play_turns, workload
 from .processes import resident_memory, run_apart
 from .training import tokens_a_second, train_trl
-from ..core import write_json
+from ..files import write_json
 from ..data import Row
 from ..models.logprobs import lean, token_logprobs
 from ..models.base import gather

@@ -7,7 +7,7 @@ __all__ = ['COMMAND', 'run_server', 'start_server']
 
 # %% ../../nbs/bench/llama.ipynb #l1import
 import os, sys, threading
-from ..core import data_folder
+from ..files import data_folder
 from ..models.child import Child
 
 # %% ../../nbs/bench/llama.ipynb #l1run000

@@ -17,7 +17,8 @@ from ..accumulate import (
     trajectory_files)
 from .processes import resident_memory, run_apart
 from ..quality.alarms import incoherent_reasons
-from ..core import Step, Trajectory, content_hash, to_row, write_atomic, write_json
+from ..core import Step, Trajectory, content_hash, to_row
+from ..files import write_atomic, write_json
 from ..data import Row
 from ..envs.base import TextEnv
 from ..runs.report import write_report

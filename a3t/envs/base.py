@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 import gymnasium
 from fastcore.basics import patch
-from ..core import A3TError, Step, Trajectory, content_hash, project_root, seed_for
+from ..core import A3TError, Step, Trajectory, content_hash, seed_for
+from ..files import project_root
 from .claims import clauses, judged, says
 from .panel import Panel
 
@@ -51,6 +52,7 @@ class TextEnv(gymnasium.Env):
     exemplar = None      # one `Trajectory` with reasons, the single example of the prompts
     task_types = ()      # all values of `info['task_type']`
     splits = ()          # names of the splits
+    scripts = {}         # name → 'package.module:function': scripted agents that read only the text, as baselines
     enumerable = True    # are steps cheap enough to visit all states near the start of a task?
 
     def tasks(self,
@@ -135,6 +137,15 @@ def words(self:TextEnv,
 )->list: # e.g. ['clean', 'mug', 'coffeemachine']
     "The names in a task"
     return content_words(goal)
+
+# %% ../../nbs/envs/base.ipynb #baserank1
+@patch
+def rank(self:TextEnv,
+    action:str, # a command
+    goal:str='', # the task in words
+)->int: # the lower, the earlier; here all actions are equal
+    "Which of two actions comes first in a success that was found, if either may"
+    return 0
 
 # %% ../../nbs/envs/base.ipynb #baseidle2
 @patch

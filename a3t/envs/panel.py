@@ -9,7 +9,8 @@ __all__ = ['some', 'Panel', 'read_panel']
 import json, re
 from collections import Counter
 from pathlib import Path
-from ..core import A3TError, brief, content_hash, project_path, read_text
+from ..core import A3TError, brief, content_hash
+from ..files import project_path, read_text
 
 # %% ../../nbs/envs/panel.ipynb #83f5e5db
 def some(

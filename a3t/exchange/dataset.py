@@ -13,7 +13,8 @@ import pyarrow as pa, pyarrow.parquet as pq
 from fastcore.basics import chunked
 import a3t
 from ..accumulate import SCHEMA
-from ..core import A3TError, Trajectory, make_folder, read_json, to_row
+from ..core import A3TError, Trajectory, to_row
+from ..files import make_folder, read_json
 from .messages import messages
 
 # %% ../../nbs/exchange/dataset.ipynb #ds05

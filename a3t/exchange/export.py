@@ -9,10 +9,12 @@ __all__ = ['LINES', 'FORMATS', 'BATCH', 'told', 'source_path', 'trajectories', '
 # %% ../../nbs/exchange/export.ipynb #ex02
 import contextlib, gzip, json, lzma, os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from fastcore.basics import chunked
 from ..accumulate import append, is_success, shortest, stores
-from ..core import A3TError, Trajectory, data_folder, did_you_mean, make_folder, project_path, refused
+from ..core import A3TError, Trajectory, did_you_mean
+from ..files import check_output, data_folder, make_folder, project_path, refused
 from ..envs.alfworld.games import task_type
 from .dataset import made_by, write_dataset
 from .formats import TASK, Record, records
@@ -25,6 +27,7 @@ def told(
     "The trajectory of a record; `A3TError` where it names no task or claims no outcome"
     if not r.task: raise A3TError(f'{r.where} names no task: add its id as `task`')
     if r.claim is None: raise A3TError(f'{r.where} claims no outcome: add won, true or false')
+    if r.claim and not r.steps: raise A3TError(f'{r.where} claims success, but holds no action: add its actions')
     room, found, goal = r.observation.rpartition(TASK)
     try: kind = task_type(r.task)
     except A3TError: kind = ''
@@ -60,7 +63,7 @@ def trajectories(
         for r in records(part):
             if r.fault: raise A3TError(f'{part.name}, {r.where} cannot be read: {r.fault}')
             notes.update(elsewhere=r.whole is None, edited=r.edited)
-            yield told(r) if r.whole is None else r.whole
+            yield told(replace(r, where=f'{part.name}, {r.where}')) if r.whole is None else r.whole
 
 # %% ../../nbs/exchange/export.ipynb #ex11
 def fresh(
@@ -72,7 +75,7 @@ def fresh(
     try: taken = os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
     except OSError as e: raise refused(e, path) from None
     if taken: raise A3TError(f'{to} exists already: {remedy}')
-    return path
+    return check_output(path)
 
 def write_lines(
     path:Path, # where nothing is
@@ -171,4 +174,5 @@ def import_command(
     make_folder(folder, fill)
     print(f"{to}: {notes['new']:,} trajectories")
     if double := notes['n'] - notes['new']: print(f'{double:,} more have the same texts as one of these.')
-    print(*[s for s in _carried('', notes) if not s.startswith('`')], sep='\n', end='')
+    for s in _carried('', notes):
+        if not s.startswith('`'): print(s)

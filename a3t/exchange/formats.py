@@ -14,7 +14,8 @@ from itertools import chain
 from pathlib import Path
 import pyarrow as pa
 from ..accumulate import FILE, file_table, stores, trajectory_files
-from ..core import A3TError, Step, Trajectory, brief, from_row, refused, trajectory_id
+from ..core import A3TError, Step, Trajectory, brief, from_row, trajectory_id
+from ..files import refused
 from .messages import checked, from_atif, from_chat
 
 # %% ../../nbs/exchange/formats.ipynb #fo05

@@ -10,10 +10,11 @@ __all__ = ['NAMES', 'check_name', 'named_panel', 'source_games', 'panel_data', '
 import os
 from collections import Counter
 from pathlib import Path
-from ..core import A3TError, brief, did_you_mean, project_path, project_root, read_json, write_json
+from ..core import A3TError, brief, did_you_mean
+from ..files import check_output, project_path, project_root, read_json, write_json
 from ..envs.alfworld import games_source
 from ..envs.alfworld.games import Games, load_games, task_type
-from ..envs.alfworld.panels import game_panel, published, type_counts
+from ..envs.alfworld.panels import game_panel, official_share, published, type_counts
 from ..envs.panel import Panel, read_panel as panel_file
 from ..settings import load_settings, preset_names, read_settings
 
@@ -98,7 +99,8 @@ def panel_words(
 )->str: # one line
     "A panel in words: name, hash, size, types"
     types = ', '.join(f'{t} {n:,}' for t,n in type_counts(panel).items())
-    return f'{name:<12} {panel.hash}  {len(panel):>5,} games: {types}'
+    share = official_share(panel)
+    return f'{name:<12} {panel.hash}  {len(panel):>5,} games: {types}' + f' ({share} games)'*bool(share)
 
 def _print_all(games):
     "A line for each panel that the games can make"
@@ -109,15 +111,18 @@ def _print_all(games):
 def check_command(
     file:str, # the panel's file
     games:str, # as in `panel_command`
+    seed:int=0, # of generated games; 0: the one in the file
 )->int: # 0 if every game is there, unaltered
     "Check the games of a panel's file"
-    panel, games = read_panel(file), source_games(games)
+    panel = read_panel(file)
+    games = source_games(games, seed or read_json(file).get('seed', 0))
     faults, where = panel_faults(panel, games), Path(games.source).name
     for f in faults[:10]: print(f"{f['task']}: {f['what']}")
     if len(faults) > 10: print(f'… and {len(faults) - 10:,} more')
     kinds = Counter(f['what'].split(':')[0] for f in faults)
     result = ', '.join(f'{n:,} {k}' for k,n in kinds.items()) or 'all present and unaltered'
-    print(f'{Path(file).name}: panel {panel.hash}, {len(panel):,} games, in {where}: {result}')
+    share = f' ({found})' if (found := official_share(panel)) else ''
+    print(f'{Path(file).name}: panel {panel.hash}, {len(panel):,} games{share}, in {where}: {result}')
     return int(bool(faults))
 
 # %% ../../nbs/exchange/panel.ipynb #pa18
@@ -131,9 +136,12 @@ def panel_command(
 )->int: # exit status
     "Print, write or check panels"
     if check and (name or out): raise A3TError('--check takes a file alone: omit NAME and --json')
-    if check: return check_command(check, games or 'official')
+    if check: return check_command(check, games or 'official', seed)
     if out and not name: raise A3TError(f"--json needs the NAME of a panel: choose from {', '.join(NAMES)}")
     if name: check_name(name, n)
+    if out and (file := project_path(out, Path.cwd())).is_dir():
+        raise A3TError(f'--json {out} is a folder: pass a file')
+    if out: check_output(file)
     source = source_games(games or 'official', seed) if games or n else None
     if not name:
         _print_all(source)
@@ -141,7 +149,6 @@ def panel_command(
     panel = named_panel(name, source, n, seed)
     print(panel_words(panel, name))
     if out:
-        if (file := project_path(out, Path.cwd())).is_dir(): raise A3TError(f'--json {out} is a folder: pass a file')
-        write_json(file, panel_data(panel, name))
+        write_json(file, panel_data(panel, name) | (dict(seed=seed) if games == 'generated' else {}))
         print(f'panel: {os.path.relpath(file)}')
     return 0

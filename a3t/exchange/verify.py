@@ -12,10 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from fastcore.basics import patch
 import a3t
-from ..core import A3TError, brief, content_hash, file_hash, project_path, write_json
+from ..core import A3TError, brief, content_hash
+from ..files import check_output, file_hash, project_path, write_json
 from ..envs.alfworld.engine import reworded
 from ..envs.alfworld.games import Games, SPLITS, task_type
-from ..envs.alfworld.panels import published
+from ..envs.alfworld.panels import official_share, published
 from ..envs.alfworld.simulator import NOTHING
 from ..envs.panel import Panel
 from ..evaluate import paired, wilson
@@ -190,8 +191,8 @@ def verify_file(
     _panel_faults(check, name, wanted)
     hash = Panel({t:h or index.games[t].hash for t,h in wanted.items()}).hash if name else ''
     return dict(file=Path(path).name, sha256=_hash(path), **score(check.won), **_totals(check.totals),
-                panel=dict(name=name, n=len(wanted), hash=hash), max_steps=steps, engine='sim', version=a3t.__version__,
-                problems=check.problems, won=check.won)
+                panel=dict(name=name, n=len(wanted), hash=hash, official=official_share(wanted)), max_steps=steps,
+                engine='sim', version=a3t.__version__, problems=check.problems, won=check.won)
 
 def _hash(path):
     "SHA-256 of a file, or of the names and hashes of several"
@@ -230,7 +231,9 @@ def result_words(
              row('all', res), f"{res['actions']:,} actions replayed, {res['invalid']:,} of them invalid; at most "
              f"{res['max_steps']} steps; {res['listed']:,} games have the recorded hash, no hash is known of "
              f"{res['n'] - res['listed']:,}"]
-    if panel['name']: lines.append(f"panel {panel['name']}: {panel['n']:,} games, {panel['hash']}")
+    if panel['name']:
+        share = f" ({panel['official']})"*bool(panel['official'])
+        lines.append(f"panel {panel['name']}: {panel['n']:,} games{share}, {panel['hash']}")
     else: lines.append('no panel: pass --panel to check that no game is missing')
     kinds = Counter()
     for p in res['problems']:
@@ -262,6 +265,7 @@ def verify_command(
     if steps < 1: raise A3TError(f'--steps {steps} leaves no step: pass 1 or more')
     out = json and project_path(json, Path.cwd())
     if out and out.is_dir(): raise A3TError(f'--json {json} is a folder: pass a file')
+    if out: check_output(out)
     index = _index(games)
     done = [verify_file(project_path(f, Path.cwd()), index, steps, panel) for f in files]
     for res in done: print(result_words(res), end='\n\n')
@@ -270,8 +274,10 @@ def verify_command(
                    f"{test['only_first']:,}, only by the second {test['only_second']:,}, by neither "
                    f"{test['neither']:,}; exact McNemar test p = {test['p']:.3g}\n")
     problems = sum(len(res['problems']) for res in done)
-    print(f'{problems:,} problems: not every claim holds' if problems else 'every claim holds')
-    print('Verified: these actions reach these outcomes in these games. Not verified: who chose the actions.')
+    count = f"{problems:,} problem{'s'*(problems > 1)}"
+    print(f'{count}: not every claim holds' if problems else 'every claim holds')
+    if any(res['n'] for res in done):
+        print('Verified: these actions reach these outcomes in these games. Not verified: who chose the actions.')
     if out: write_json(out, _report(done, test, Path(index.games.source).name))
     return int(bool(problems))
 

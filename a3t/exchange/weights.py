@@ -8,7 +8,8 @@ __all__ = ['HUB', 'weights_card', 'merge_adapter', 'weights_command']
 # %% ../../nbs/exchange/weights.ipynb #we02
 import a3t
 from pathlib import Path
-from ..core import A3TError, file_hash, make_folder, project_path
+from ..core import A3TError
+from ..files import file_hash, make_folder, project_path
 from .export import fresh
 from ..models.weights import adapter_config, load_model, quiet
 

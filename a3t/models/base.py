@@ -8,6 +8,8 @@ __all__ = ['TOY_TEXT', 'BYTES', 'ContextFull', 'Completion', 'LanguageModel', 'a
 
 # %% ../../nbs/models/base.ipynb #h0imports
 import asyncio, json, multiprocessing, multiprocessing.connection, signal, threading, warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from tqdm import tqdm
@@ -177,7 +179,7 @@ def cut_at_stop(
     at = [i for i in map(text.find, stop) if i >= 0]
     return (text[:min(at)], True) if at else (text, False)
 
-# %% ../../nbs/models/base.ipynb #17784eba
+# %% ../../nbs/models/base.ipynb #17784eb9
 async def _gather(coros, limit, done):
     "Run coroutines, at most `limit` at once; the first error cancels the others"
     res, todo = [None]*len(coros), iter(enumerate(coros))
@@ -193,11 +195,25 @@ async def _gather(coros, limit, done):
         for c in coros: c.close()
     return res
 
+# %% ../../nbs/models/base.ipynb #17784eba
 def _run(coro):
     "Run a coroutine to its end, inside or outside a running event loop"
     try: asyncio.get_running_loop()
-    except RuntimeError: return asyncio.run(coro)
+    except RuntimeError: return _alone(coro)
     return _in_thread(coro)
+
+def _alone(coro):
+    "Run a coroutine in this thread; an interrupt ends it wherever it is"
+    with asyncio.Runner() as runner:
+        try: return runner.run(coro)
+        except KeyboardInterrupt:
+            _end(runner)
+            raise
+
+def _end(runner):
+    "Close an interrupted event loop now: a thread that still works is left alone"
+    runner.get_loop().set_default_executor(ThreadPoolExecutor(1))
+    with suppress(KeyboardInterrupt): runner.close() # the interrupt ended a task, too, and is raised there again
 
 # %% ../../nbs/models/base.ipynb #3cfeb182
 def gather(

@@ -71,6 +71,7 @@ class Child:
         self.health, self.patience, self.then = health, patience, then
         self.lock, self.process = threading.Lock(), None
         self.pid, self.starts, self.error = None, 0, ''
+        self.stops = 0 # how often it was stopped; a start that finds another number gives up
 
     @property
     def url(self)->str: # http://127.0.0.1:PORT
@@ -81,7 +82,8 @@ class Child:
 
     def running(self)->bool: # is it?
         "Is the server ready, and its process alive?"
-        return self.pid is not None and self.process.poll() is None
+        process = self.process
+        return self.pid is not None and process is not None and process.poll() is None
 
 # %% ../../nbs/models/child.ipynb #child012
 def last_lines(
@@ -115,21 +117,31 @@ def _launch(child):
                                 start_new_session=True)
 
 # %% ../../nbs/models/child.ipynb #child015
-def _start(child):
-    "Start a child and wait until it is ready"
+def _check_wanted(child, stops):
+    "Give up a start during which the child was stopped"
+    if child.stops == stops: return
+    child.stop()
+    raise A3TError(f'{child.name} was stopped while it started: ask again')
+
+def _start(child, stops):
+    "Start a child and wait until it is ready, or until it was stopped more than `stops` times"
     child.starts += 1
-    child.process, since = _launch(child), time.monotonic()
+    process, since = _launch(child), time.monotonic()
+    child.process = process
     _running.add(child)
-    server = int(child.process.stdout.readline() or 0)
+    server = int(process.stdout.readline() or 0)
     with tqdm(desc=f'starting {child.name}', bar_format='{desc}, {elapsed}', mininterval=1., leave=False) as bar:
         while not _answers(child):
-            if child.process.poll() is not None: raise _ended(child, 'before it was ready')
+            ended = process.poll() is not None
+            _check_wanted(child, stops)
+            if ended: raise _ended(child, 'before it was ready')
             if time.monotonic() - since > child.patience:
                 child.stop(keep_log=True)
                 raise _ended(child, f'though it had {child.patience:g} seconds', 'is not ready,')
             time.sleep(LOOK)
             bar.update()
     if child.then: child.then(child)
+    _check_wanted(child, stops)
     child.pid = server
 
 def _ended(child, when, what='ended'):
@@ -141,23 +153,26 @@ def _ended(child, when, what='ended'):
 # %% ../../nbs/models/child.ipynb #child017
 @patch
 def up(self:Child):
-    "Start the server unless it runs; `A3TError` if it cannot start, or ended once too often"
+    "Start the server unless it runs; `A3TError` if it cannot start, ended once too often, or is stopped meanwhile"
+    stops = self.stops
     with self.lock:
         if self.running(): return
+        _check_wanted(self, stops)
         if self.error: raise A3TError(self.error)
         if self.starts > RESTARTS: raise _ended(self, f'{self.starts} times')
         self.pid = None
-        _start(self)
+        _start(self, stops)
 
 @patch
 def stop(self:Child,
     keep_log:bool=False, # keep what it printed? after an error it stays in any case
 ):
     "End the server and all its processes, and wait until they are gone; a later `up` starts it again"
-    if self.process is None: return
-    keep_log = keep_log or bool(self.error)
-    self.process.communicate(b'stop\n') # closing alone is not enough: a forked process may hold the pipe open
-    self.process, self.pid = None, None
+    self.stops += 1
+    self.pid, process = None, self.process
+    if process is None: return
+    keep_log, self.process = keep_log or bool(self.error), None
+    process.communicate(b'stop\n') # closing alone is not enough: a forked process may hold the pipe open
     self.starts, self.error = 0, ''
     if not keep_log: self.log.unlink(missing_ok=True)
 

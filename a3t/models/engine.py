@@ -11,7 +11,8 @@ from collections import Counter
 from concurrent.futures import Future
 import numpy as np, torch
 from fastcore.basics import patch
-from ..core import A3TError, file_hash
+from ..core import A3TError
+from ..files import file_hash
 from .base import Completion, cut_at_stop, decode_after, encode_segments
 from .chat import turn_ends
 from .forward import (

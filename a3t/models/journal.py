@@ -10,7 +10,8 @@ import asyncio, json
 from dataclasses import asdict
 from pathlib import Path
 from fastcore.basics import patch
-from ..core import content_hash, read_json, write_atomic
+from ..core import content_hash
+from ..files import read_json, write_atomic
 from .base import Completion, ContextFull, as_segments
 
 # %% ../../nbs/models/journal.ipynb #journal1

@@ -9,10 +9,12 @@ __all__ = ['EMBEDDED', 'TOKENIZERS', 'WEIGHTS', 'PROBE_TOKENS', 'is_complete', '
 # %% ../../nbs/models/ready.ipynb #ready003
 import importlib.util, json
 from pathlib import Path
-from ..core import A3TError, data_folder
+from ..core import A3TError
+from ..files import data_folder
 from .address import is_address, weights_name
-from .api import hub_reachable, server_arguments
+from .api import hub_reachable, load_tokenizer, server_arguments
 from .base import gather
+from .chat import model_frame
 from .roles import by_vllm, model_name, roles_of, server_of
 from .server import EXTRA_FIELDS, ServerModel
 from .vllm import find_vllm
@@ -92,9 +94,12 @@ def require_server(
     "`A3TError` where a server cannot be reached, or refuses the model, the key or a field"
     address = model_name(settings, role)
     arguments, body = server_arguments(server_of(settings, role))
-    lm = ServerModel(address, **arguments)
+    chat = settings.get('format') == 'chat'
+    lm = ServerModel(address, load_tokenizer(address) if chat else None, **arguments)
     lm.body = body
-    try: gather([_probe(lm)])
+    try:
+        gather([_probe(lm)])
+        if chat: model_frame(lm, 'chat') # is there a chat template?
     except A3TError as e: raise A3TError(f'{role} = {address}: {e}') from None
 
 # %% ../../nbs/models/ready.ipynb #ready012

@@ -50,17 +50,18 @@ def retry_after(
 def usage_of(
     res:dict, # a response
 )->dict: # its token counts; empty if it has none
-    "The token counts of a response"
-    return res['usage'] if isinstance(res.get('usage'), dict) else {}
+    "The token counts of a response; counts that are no whole numbers are none"
+    usage = res['usage'] if isinstance(res.get('usage'), dict) else {}
+    known = {k:v for k,v in usage.items() if type(v) is int and v >= 0}
+    details = {k:v for k,v in usage.items() if isinstance(v, dict)}
+    return known and known | {k:{n:c for n,c in v.items() if type(c) is int and c >= 0} for k,v in details.items()}
 
 def generated_by(
     res:dict, # a response
 )->tuple: # (generated tokens, those of them that belong to a thought)
     "How many tokens a model generated; 0 if the server does not count"
     usage = usage_of(res)
-    details = usage.get('completion_tokens_details')
-    thought = details.get('reasoning_tokens') if isinstance(details, dict) else 0
-    return usage.get('completion_tokens') or 0, thought or 0
+    return usage.get('completion_tokens', 0), usage.get('completion_tokens_details', {}).get('reasoning_tokens', 0)
 
 def message_of(
     choice:dict, # of a response

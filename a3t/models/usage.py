@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from ..core import refused
+from ..files import refused
 
 # %% ../../nbs/models/usage.ipynb #usage006
 COUNTS = ('requests', 'retries', 'prompt_tokens', 'cached_tokens', 'completion_tokens', 'unmetered', 'seconds', 'cost')

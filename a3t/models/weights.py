@@ -12,7 +12,8 @@ import contextlib, copy, importlib.util, logging, os, sys, warnings
 from pathlib import Path
 import torch
 from safetensors import SafetensorError
-from ..core import A3TError, data_folder, make_folder
+from ..core import A3TError
+from ..files import data_folder, make_folder
 from .base import toy_tokenizer
 from .devices import check_device
 from .network import check_network

@@ -13,7 +13,7 @@ from ..accumulate import shortest, stream
 from ..core import seed_for
 from ..envs.base import play
 from ..models.base import gather
-from .explore import acts_on_unseen, canonicalise, explore as by_exploring, shrink
+from .explore import acts_on_unseen, canonicalise, explore as by_exploring, in_order, shrink
 from .imitate import Skeletons, imitate as by_imitating, skeleton
 from .search import SearchPrior, add_search
 
@@ -35,8 +35,8 @@ def shorten(
     task:str, # task id
     actions:list, # a success
 ): # a `Trajectory` that wins; no single action of it can be left out
-    "Shorten a success: delete actions, then use the lowest object numbers that win"
-    return play(env, task, canonicalise(env, task, shrink(env, task, actions)))
+    "Shorten a success: delete actions, use the lowest object numbers that win, and put the rest in order"
+    return play(env, task, in_order(env, task, canonicalise(env, task, shrink(env, task, actions))))
 
 # %% ../../nbs/method/05_opening.ipynb #op000013
 def first_successes(

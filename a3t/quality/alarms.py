@@ -16,7 +16,8 @@ from ..agents import unseen
 from ..accumulate import entries, fetch, stores
 from ..envs.base import NUMBERED
 from ..envs.claims import truth
-from ..core import A3TError, read_json
+from ..core import A3TError
+from ..files import read_json
 from ..evaluate import fisher_test, wilson
 
 # %% ../../nbs/quality/alarms.ipynb #904b9345

@@ -14,7 +14,8 @@ import pandas as pd
 from fastcore.basics import chunked
 from ..accumulate import append, entries, read
 from ..agents import ReAct
-from ..core import A3TError, read_json, write_json
+from ..core import A3TError
+from ..files import read_json, write_json
 from ..data import make_rows
 from ..evaluate import mean_interval, sign_test, trials, wilson
 from ..models.base import encode_segments

@@ -15,7 +15,8 @@ import pandas as pd
 from fastcore.basics import chunked
 from rapidfuzz import fuzz, process
 from ..agents import ReAct, ask_actre, sample_action, unseen
-from ..core import Trajectory, read_json, seed_for, write_json
+from ..core import Trajectory, seed_for
+from ..files import read_json, write_json
 from ..envs.base import NUMBERED
 from ..envs.claims import truth
 from ..evaluate import wilson

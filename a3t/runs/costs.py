@@ -7,7 +7,8 @@ __all__ = ['COSTS_NOTE', 'COLUMNS', 'STAGE_COLOURS', 'run_usage', 'cost_table', 
 
 # %% ../../nbs/runs/costs.ipynb #costs003
 import matplotlib.pyplot as plt, pandas as pd
-from ..core import COLOURS, read_json
+from ..core import COLOURS
+from ..files import read_json
 from ..models.roles import model_name
 from ..models.usage import COUNTS
 from .executor import DAY, clock

@@ -9,7 +9,8 @@ __all__ = ['SAID', 'NUMBER', 'DAY', 'check_parameters', 'StageError', 'refusal',
 # %% ../../nbs/runs/executor.ipynb #h3imports
 import builtins, contextlib, errno, json, math, os, re, shutil, sys, tempfile, threading, time
 from pathlib import Path
-from ..core import A3TError, REMEDIES, project_root, read_json, refused, write_json
+from ..core import A3TError
+from ..files import REMEDIES, project_root, read_json, refused, write_json
 from ..extras import extra_of, missing_package
 from ..quality.alarms import collect_alarms, error_alarms
 from .folders import ONCE, OUTPUTS, needs, plan, stage_folder, stage_name
@@ -235,8 +236,9 @@ def run_needed(
 
 # %% ../../nbs/runs/executor.ipynb #1f5fd8dab
 def _fork_server(settings):
-    "A fork server that has imported what the stages import, for a run on the CPU; else `None`"
-    if settings.get('device') != 'cpu' or not hasattr(os, 'pidfd_open'): return contextlib.nullcontext()
+    "A fork server that has imported what the stages import, for a run on the CPU without Ray; else `None`"
+    forks = settings.get('device') == 'cpu' and hasattr(os, 'pidfd_open')
+    if not forks or settings.get('ray'): return contextlib.nullcontext() # in a fork, Ray starts slowly or not at all
     modules = set().union(*(notebook_imports(notebook_path(name)) for name in OUTPUTS))
     return ForkServer([*modules, *(LATE if 'a3t.train' in modules else ())])
 

@@ -11,7 +11,8 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 import a3t
-from ..core import A3TError, data_folder, project_path, project_root, read_json, write_json
+from ..core import A3TError
+from ..files import data_folder, project_path, project_root, read_json, write_json
 from ..envs.contract import check_needs
 from ..settings import ALLOWED, check_settings, load_settings
 

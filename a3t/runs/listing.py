@@ -10,7 +10,8 @@ __all__ = ['UNITS', 'read_progress', 'lives', 'run_state', 'last_score', 'age', 
 import json, os, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
-from ..core import A3TError, data_folder, did_you_mean, read_json
+from ..core import A3TError, did_you_mean
+from ..files import data_folder, read_json
 from .executor import clock, progress_line
 from .folders import _read_run, plan, run_folder, stage_folder, stage_name
 from .manifests import read_manifest

@@ -15,7 +15,8 @@ import matplotlib, matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 import pandas as pd
 from ..accumulate import entries, fetch, is_success, round_statistics, sources_table, stores, training_sources
-from ..core import A3TError, COLOURS, read_json, trajectory_html, write_atomic, write_json
+from ..core import A3TError, COLOURS, trajectory_html
+from ..files import read_json, write_atomic, write_json
 from ..envs.base import settings_environment
 from ..evaluate import accumulated_score, graded, plot_rates, score_table
 from ..quality.alarms import collect_alarms

@@ -10,7 +10,8 @@ __all__ = ['UNSAFE', 'PROJECT', 'BATCH', 'LONGEST', 'TRACKERS', 'stage_record', 
 import contextlib, importlib.util, io, math, os, re, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import content_hash, file_hash, read_json, write_json
+from ..core import content_hash
+from ..files import file_hash, read_json, write_json
 from ..extras import missing_package
 from ..quality.alarms import collect_alarms
 from .folders import check_run, plan, stage_folder

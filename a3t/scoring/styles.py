@@ -11,7 +11,8 @@ import re, tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from ..agents import NOTHING, ReAct, _complete, _text
-from ..core import A3TError, Trajectory, brief, content_hash, did_you_mean, project_path, read_text, seed_for
+from ..core import A3TError, Trajectory, brief, content_hash, did_you_mean, seed_for
+from ..files import project_path, read_text
 from ..models.chat import model_frame
 from ..prompts import Segment
 

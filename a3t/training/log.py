@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import TrainerCallback
-from ..core import A3TError, make_folder, read_json, write_atomic, write_json
+from ..core import A3TError
+from ..files import make_folder, read_json, write_atomic, write_json
 from .batches import together
 
 # %% ../../nbs/training/log.ipynb #29e1f38f

@@ -9,7 +9,8 @@ __all__ = ['LOSSES', 'AT_ONCE', 'check_loss_settings', 'starting_logprobs', 'mea
 import torch
 from pathlib import Path
 from safetensors.torch import load, save
-from ..core import A3TError, content_hash, read_json, write_atomic
+from ..core import A3TError, content_hash
+from ..files import read_json, write_atomic
 from ..models.logprobs import can_pack
 from ..models.weights import quiet
 from .batches import Compute, row_logprobs

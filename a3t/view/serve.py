@@ -9,9 +9,10 @@ __all__ = ['PAGE', 'SAME', 'Shown', 'Listing', 'others', 'pair_link', 'Show', 'C
 from dataclasses import fields
 from pathlib import Path
 import numpy as np
-from ..core import A3TError, project_path
+from ..core import A3TError
+from ..files import project_path
 from ..exchange.export import source_path
-from .page import NAMES, PAGES, SCRIPT, VIEW_STYLE, Pair, link, write_page
+from .page import NAMES, PAGES, SCRIPT, VIEW_STYLE, Pair, check_page, link, write_page
 from .store import ACTED, WON, Collection, Filter, read_filter
 from ..web import POLICY, Asset, Handler, application, serve
 
@@ -116,11 +117,11 @@ def view_command(
     port:int=0, # where to listen; 0: any free port
 ):
     "Show trajectories in a browser, or write them into one page"
-    f = read_filter(only)
+    f, path = read_filter(only), html and project_path(html, Path.cwd())
+    if html: check_page(path)
     if not source: from a3t.runs.listing import chosen_run # needs what runs need
     collection = Collection(source_path(source) if source else chosen_run())
     if not html: return serve(view_site(collection), port, link('/', **f.given))
-    path = project_path(html, Path.cwd())
     write_page(collection, f, path)
     print(f'{html}: {len(collection.pick(f)):,} trajectories on one page')
     if collection.faults:

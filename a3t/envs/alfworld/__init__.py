@@ -9,7 +9,8 @@ __all__ = ['games_source', 'named_games', 'load', 'games_fix', 'check_data']
 import functools, importlib.util, os
 from collections import defaultdict
 from pathlib import Path
-from ...core import A3TError, content_hash, data_folder, project_path
+from ...core import A3TError, content_hash
+from ...files import data_folder, project_path
 from .engine import AlfWorld
 from .games import Games, NO_GOAL, SPLITS, load_games, official_domain, official_grammar
 from .panels import PUBLISHED, PUBLISHED_TYPES, check_published, published, type_counts

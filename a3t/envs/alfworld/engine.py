@@ -11,7 +11,8 @@ from collections import Counter, defaultdict
 from importlib.metadata import version
 from types import SimpleNamespace
 from fastcore.basics import patch
-from ...core import A3TError, Step, Trajectory, content_hash, data_folder, write_atomic
+from ...core import A3TError, Step, Trajectory, content_hash
+from ...files import data_folder, write_atomic
 from .claims import house_claims
 from .games import NO_GOAL, TYPES, _TASK, load_games
 from .panels import game_panel, split_games

@@ -13,7 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from ...core import A3TError, content_hash, project_path, read_text, refused, write_atomic
+from ...core import A3TError, content_hash
+from ...files import project_path, read_text, refused, write_atomic
 
 # %% ../../../nbs/envs/alfworld/games.ipynb #49ed18af
 _HERE = importlib.resources.files('a3t.envs.alfworld') # also holds two files of AlfWorld

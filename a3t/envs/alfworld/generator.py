@@ -11,7 +11,8 @@ import inspect, random
 from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
-from ...core import A3TError, content_hash, data_folder, seed_for
+from ...core import A3TError, content_hash, seed_for
+from ...files import data_folder
 from a3t.envs.alfworld.games import (
     NO_GOAL, SPLITS, Game, Games, mangled, official_domain, official_grammar, pack_games, parse_facts, player_names,
     unmangled)

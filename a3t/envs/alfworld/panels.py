@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PAPER_PANELS', 'PUBLISHED', 'PUBLISHED_TYPES', 'MANIFEST', 'type_counts', 'make_panel', 'write_manifest', 'published',
-           'check_published', 'known_panel', 'split_games', 'game_panel']
+           'official_share', 'check_published', 'known_panel', 'split_games', 'game_panel']
 
 # %% ../../../nbs/envs/alfworld/panels.ipynb #pn0imports
 import functools, importlib.resources, lzma
 from collections import Counter
-from ...core import A3TError, content_hash, write_atomic
+from ...core import A3TError, content_hash
+from ...files import write_atomic
 from .games import Games, SPLITS, TYPES, task_type
 from ..panel import Panel, some
 
@@ -74,7 +75,7 @@ def write_manifest(
     lines = [f"{t}\t{g.hash}\t{letters.get(t, '-')}\n" for t,g in games.items()]
     write_atomic(path, lzma.compress(''.join(lines).encode(), preset=9 | lzma.PRESET_EXTREME))
 
-# %% ../../../nbs/envs/alfworld/panels.ipynb #152bd3e8
+# %% ../../../nbs/envs/alfworld/panels.ipynb #152bd3e7
 @functools.cache
 def published(
 )->dict: # 'train', 'seen', 'unseen' (the listed games), 'paper-train', 'paper-valid' → `Panel`
@@ -83,6 +84,15 @@ def published(
     of = lambda f: Panel({t:h for t,h,mark in rows if f(t, mark)})
     return {**{k:of(lambda t, _: t.startswith(v+'/')) for k,v in SPLITS.items()},
             'paper-train':of(lambda _, mark: mark == 't'), 'paper-valid':of(lambda _, mark: mark == 'v')}
+
+# %% ../../../nbs/envs/alfworld/panels.ipynb #152bd3e8
+def official_share(
+    tasks, # ids of a panel
+)->str: # such as '67 of the official 134 unseen'; '' where other games are among them
+    "How many of the official evaluation games these are"
+    found = {s:len(set(tasks) & published()[s].keys()) for s in ('seen', 'unseen')}
+    if sum(found.values()) < len(tasks): return ''
+    return ' and '.join(f'{n:,} of the official {PUBLISHED[s]:,} {s}' for s,n in found.items() if n)
 
 # %% ../../../nbs/envs/alfworld/panels.ipynb #b15ca8fb
 def check_published(

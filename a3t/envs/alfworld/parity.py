@@ -11,7 +11,8 @@ import hashlib, json, platform, random, time
 from importlib.metadata import version
 from pathlib import Path
 from tqdm import tqdm
-from ...core import A3TError, content_hash, data_folder, project_path, refused, seed_for, write_json
+from ...core import A3TError, content_hash, seed_for
+from ...files import check_output, data_folder, project_path, refused, write_json
 from . import named_games
 from .engine import AlfWorld
 from .games import SPLITS
@@ -241,6 +242,7 @@ def parity_command(
 )->int: # 0 without differences, else 1
     "Compare the simulator with AlfWorld's engine: walkthroughs, random play, invalid commands"
     file = project_path(json or data_folder()/'parity'/f"{Path(games).name.split('.')[0]}.json", Path.cwd())
+    check_output(file)
     report = parity_report(games, file, episodes, steps, n, stock, dict(seed=seed) if games == 'generated' else None)
     print(f'{parity_words(report)}\nreport: {file}')
     return int(bool(report['fast']['differences'] or (report['stock'] or report['fast'])['differences']))

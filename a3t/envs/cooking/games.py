@@ -13,27 +13,34 @@ from functools import lru_cache
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from tqdm import tqdm
-from ...core import A3TError, content_hash, data_folder, seed_for, write_json
+from ...core import A3TError, content_hash, seed_for
+from ...files import data_folder, write_json
 from ...extras import missing_package
 
 # %% ../../../nbs/envs/cooking/games.ipynb #619f6aa4
 COOKING_LEVELS = dict(take={}, cut=dict(cut=True), cook=dict(cook=True), both=dict(cut=True, cook=True),
                       rooms=dict(cut=True, cook=True, go=6)) # level → options of TextWorld's generator
 # our split → TextWorld's split of foods and preparations
-TEXTWORLD_SPLITS = dict(train='train', seen='train', unseen='test')
+TEXTWORLD_SPLITS = {'train':'train', 'seen':'train', 'unseen':'test', 'validation':'valid', 'unseen-kitchen':'test',
+                    'unseen-rooms':'test'}
 
 # %% ../../../nbs/envs/cooking/games.ipynb #b7d5ce97
 @lru_cache
 def _textworld():
-    "TextWorld's module of cooking games, with its rules parsed once"
+    "TextWorld's module of cooking games: rules parsed once, and no game is compiled to play its walkthrough"
     try:
+        import textworld
         from textworld.challenges.tw_cooking import cooking
         from textworld.generator.data import KnowledgeBase
     except ModuleNotFoundError as e: raise missing_package(e) from e
     class CachedRules:
         load = staticmethod(lru_cache(KnowledgeBase.load))
+    class Maker(textworld.GameMaker):
+        def set_walkthrough(self, commands): self.build()
     cooking.KnowledgeBase = CachedRules
+    cooking.textworld = SimpleNamespace(**{**vars(textworld), 'GameMaker':Maker})
     return cooking
 
 def textworld_game(
@@ -99,12 +106,15 @@ def _draw_game(seed, split, i, level, known):
     for attempt in count():
         record = game_record(textworld_game(level, seed_for('cooking', seed, split, i, attempt), split), level)
         key = content_hash({k:v for k,v in record.items() if k != 'walkthrough'})
-        if key not in known and (split != 'unseen' or _is_new(record)): return record, key
+        if key not in known and (TEXTWORLD_SPLITS[split] == 'train' or _is_new(record)): return record, key
 
 def generate_cooking_games(
     train:int=100, # number of games in each split, in equal shares of the levels
     seen:int=30,
     unseen:int=30,
+    validation:int=0,
+    unseen_kitchen:int=0,
+    unseen_rooms:int=0,
     levels:list=None, # of `COOKING_LEVELS`; all by default
     seed:int=0, # random seed
     progress=None, # function of the games so far, called after each
@@ -113,9 +123,11 @@ def generate_cooking_games(
     levels, res, known = list(levels or COOKING_LEVELS), {}, set()
     if bad := [l for l in levels if l not in COOKING_LEVELS]:
         raise A3TError(f"cooking games have no level {bad[0]!r}: choose from {', '.join(COOKING_LEVELS)}")
-    for split, n in dict(train=train, seen=seen, unseen=unseen).items():
+    for split, n in zip(TEXTWORLD_SPLITS, (train, seen, unseen, validation, unseen_kitchen, unseen_rooms)):
+        chosen = [l for l in levels if '-' not in split or (l == 'rooms') == (split == 'unseen-rooms')]
+        if n and not chosen: raise A3TError(f'no level of {levels} belongs to the split {split}: change the generator')
         for i in range(n):
-            level = levels[i % len(levels)]
+            level = chosen[i % len(chosen)]
             res[f'{split}/{level}/{i:04d}'], key = _draw_game(seed, split, i, level, known)
             known.add(key)
             if progress: progress(res)
@@ -148,7 +160,7 @@ def cooking_games_file(
     "The file of games of given settings; generates the games if it is missing"
     path = cooking_games_path(folder or data_folder()/'games', settings)
     if path.exists(): return path
-    total = sum(_all_settings(settings)[s] for s in TEXTWORLD_SPLITS)
+    total = sum(_all_settings(settings)[s.replace('-', '_')] for s in TEXTWORLD_SPLITS)
     with tqdm(total=total, desc=progress, disable=progress is None) as bar:
         write_json(path, generate_cooking_games(**settings, progress=lambda _: bar.update()))
     return path

@@ -8,7 +8,8 @@ __all__ = ['open_shop', 'check_data', 'load']
 # %% ../../../nbs/envs/webshop/index.ipynb #h3imports
 import os
 from functools import lru_cache
-from ...core import A3TError, data_folder
+from ...core import A3TError
+from ...files import data_folder
 from ..base import Check
 import a3t.envs.webshop.claims # noqa: F401, it adds `WebShop.claims`
 from .env import WebShop

@@ -15,7 +15,8 @@ from pathlib import Path
 from urllib.parse import urlencode
 from tornado import web
 from ...accumulate import file_table, read, stores, table_trajectories
-from ...core import A3TError, Step, Trajectory, from_row, project_path, read_json
+from ...core import A3TError, Step, Trajectory, from_row
+from ...files import project_path, read_json
 from ..base import load_environment
 from .catalogue import typed
 from ...web import STYLE, Asset, Handler, application, package_file, package_pages, serve

@@ -11,7 +11,8 @@ import json, lzma, math, re, unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from ...core import A3TError, project_path, refused
+from ...core import A3TError
+from ...files import project_path, refused
 from ...prompts import one_line
 
 # %% ../../../nbs/envs/webshop/catalogue.ipynb #52ad0e45

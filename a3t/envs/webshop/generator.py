@@ -11,7 +11,8 @@ __all__ = ['CATEGORY_SHARES', 'HAVE_OPTIONS', 'ATTRIBUTES', 'PRICING', 'GENERATO
 # %% ../../../nbs/envs/webshop/generator.ipynb #h1imports
 import json, math, random, re
 from pathlib import Path
-from ...core import A3TError, content_hash, data_folder, read_json, seed_for, write_atomic, write_json
+from ...core import A3TError, content_hash, seed_for
+from ...files import data_folder, read_json, write_atomic, write_json
 from .words import OPTIONS, VOCABULARY, Shelf, plural, shelves, with_article
 
 # %% ../../../nbs/envs/webshop/generator.ipynb #shopnums1

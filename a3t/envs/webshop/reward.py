@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from rapidfuzz.fuzz import token_set_ratio
 from rapidfuzz.utils import default_process
-from ...core import A3TError, read_text, seed_for
+from ...core import A3TError, seed_for
+from ...files import read_text
 from .catalogue import Product, typed
 
 # %% ../../../nbs/envs/webshop/reward.ipynb #0038bb1c

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import regex
 from fastcore.basics import patch
-from ...core import A3TError, make_folder, read_json, read_text, write_json
+from ...core import A3TError
+from ...files import make_folder, read_json, read_text, write_json
 
 # %% ../../../nbs/envs/webshop/search.ipynb #47143362
 EMOJI = read_text(importlib.resources.files('a3t.envs.webshop')/'emoji.txt').split()

@@ -14,7 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from ...core import A3TError, content_hash, data_folder, make_folder, read_json, seed_for, write_json
+from ...core import A3TError, content_hash, seed_for
+from ...files import data_folder, make_folder, read_json, write_json
 from .catalogue import Product, make_product, read_file, read_items, shop_sources, typed
 from .reward import Goal, make_goal, shop_reward
 from .search import Index, build_index

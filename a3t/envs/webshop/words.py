@@ -9,7 +9,7 @@ __all__ = ['VOCABULARY', 'OPTIONS', 'Shelf', 'read_shelf', 'shelves', 'plural', 
 import importlib.resources, re
 from dataclasses import dataclass
 from functools import lru_cache
-from ...core import read_json
+from ...files import read_json
 
 # %% ../../../nbs/envs/webshop/words.ipynb #71e24c8b
 VOCABULARY = read_json(importlib.resources.files('a3t.envs.webshop')/'words.json')
