@@ -282,7 +282,8 @@ def test_a_replay_that_differs_is_an_error():
 def test_only_marked_steps_bear_loss():
     tokenizer = toy_tokenizer()
     t = replace(SUCCESS, won=False)
-    whole, part = (make_row(tokenizer, t, -1., 'mask', bears=b) for b in (None, [True, False, False, True]))
+    whole, part = (make_row(tokenizer, t, -1., 'mask', bears=b)
+                   for b in (None, lambda t: [True, False, False, True]))
     first, last = (make_row(tokenizer, replace(t, steps=t.steps[i:i+1]), -1., 'mask').n_loss for i in (0, 3))
     assert part.input_ids == whole.input_ids and part.n_loss == first + last < whole.n_loss
     rows, _ = make_rows(tokenizer, [SUCCESS, t], bears=lambda t: [t.won or i == 1 for i in range(len(t))])

@@ -2,7 +2,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings, strategies as st
 from a3t.core import A3TError, Step, Trajectory
-from a3t.data import by_task, check_row, count_tokens, make_actre_rows, make_row, make_rows, row_html
+from a3t.data import by_task, check_row, count_tokens, make_actre_rows, make_row, make_rows, own_steps, row_html
 from a3t.envs.base import ToyHouse
 from a3t.models.base import encode_segments, toy_tokenizer
 from a3t.prompts import actre_segments, one_line, segments
@@ -130,12 +130,12 @@ def test_sampled_steps_without_loss(tok, rows_of, observations):
     mixed = replace(won, source='composed', steps=tuple(replace(s, actor='sampled' if i == 1 else 'policy')
                                                         for i,s in enumerate(won.steps)))
     make = lambda t, **kw: rows_of(tok, [t], observations=observations, **kw)[0][0]
-    with_loss, without = make(mixed), make(mixed, sampled_loss=False)
+    with_loss, without = make(mixed), make(mixed, bears=own_steps)
     assert with_loss.input_ids == without.input_ids and with_loss.n_loss > without.n_loss
     step = [mixed.steps[1].reason, mixed.steps[1].action][:2 if rows_of is make_rows else 1]
     grey = tok.decode([i for i,a,b in zip(without.input_ids, with_loss.loss_mask, without.loss_mask) if a and not b])
     assert all(s in grey for s in step) and mixed.steps[2].reason not in grey
     explored = replace(mixed, source='explored')
-    assert make(explored) == make(explored, sampled_loss=False)
+    assert make(explored) == make(explored, bears=own_steps)
     sampled = replace(mixed, steps=tuple(replace(s, actor='sampled') for s in mixed.steps))
-    assert len(rows_of(tok, [sampled, mixed], sampled_loss=False)[0]) == 1
+    assert len(rows_of(tok, [sampled, mixed], bears=own_steps)[0]) == 1
