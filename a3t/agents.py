@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import replace
 from fastcore.basics import patch
 from .core import A3TError, Step, Trajectory, seed_for
-from .envs.claims import truth
+from .envs.claims import INTENTION, truth
 from .models.base import ContextFull, gather
 from .models.chat import model_frame
 from .models.constraint import OneOf
@@ -336,16 +336,17 @@ class Wording:
         exemplar:Trajectory, # with reasons
         env, # says what actions name; words of a task that its instruction explains (*clean*) are no things to be found
     ):
-        # (action, is something held?, pattern, roles of the task's words)
-        self.env, self.patterns, self.explained = env, [], set(re.findall(r'[a-z]+', env.instruction.lower()))
+        # (action, is something held?, pattern, roles of the task's words); `aimless`: without what the agent intends
+        self.env, self.patterns, self.aimless = env, [], []
+        self.explained = set(re.findall(r'[a-z]+', env.instruction.lower()))
         self.goal = exemplar.goal
         uses, goals = [a for a in exemplar.actions if len(env.things(a)) > 1], env.words(exemplar.goal)
         self.endings = {env.verb(a, exemplar.goal) for a in uses[-1:]}
         for i,s in enumerate(exemplar.steps):
             held, args = held_thing(env, exemplar.actions[:i], self.endings), env.things(s.action)
-            if s.reason:
-                self.patterns.append((s.action, bool(held), pattern(s.reason, args, held, goals),
-                                      {w:roles(env, w, args, held) for w in goals}))
+            known = {w:roles(env, w, args, held) for w in goals}
+            for patterns,text in ((self.patterns, s.reason), (self.aimless, INTENTION.sub('', s.reason))):
+                if text: patterns.append((s.action, bool(held), pattern(text, args, held, goals), known))
         if not self.patterns: raise A3TError('the exemplar has no reasons: grounded reasons are made of its sentences')
 
 # %% ../nbs/method/03_agents.ipynb #242e139d
@@ -363,10 +364,10 @@ def sentences(self:Wording,
         if env.verb(a, self.goal) == env.verb(action, goal): return 0
         return 1 if word(a) == word(action) else 2
     near = {a:nearness_of(a) for a,*_ in self.patterns}
-    def some(nearness, strict):
+    def some(patterns, nearness, strict):
         """Sentences, with the number of words whose role they keep; strict: 2 every role, 1 no word that has
         another role, 0 any"""
-        for a,h,pat,known in self.patterns:
+        for a,h,pat,known in patterns:
             if h != bool(held) or near[a] != nearness: continue
             def fits(old, new):
                 role = roles(env, new, args, held)
@@ -375,8 +376,9 @@ def sentences(self:Wording,
                 return (old in self.explained) == (new in self.explained)
             for t in filled(pat, fillers, fits):
                 yield t, sum(bool(known[n]) for k,n in set(p for p in pat if isinstance(p, tuple)) if k == 'goal')
-    groups = next(filter(None, ([f for strict in (2, 1, 0) for f in [list(some(n, strict))] if f]
-                                for n in (0, 1, 2))), [])
+    # *so I go to cabinet 1* is the intention of no other verb
+    tried = ((self.patterns, 0), (self.aimless, 0), (self.aimless, 1), (self.aimless, 2))
+    groups = next(filter(None, ([f for strict in (2, 1, 0) for f in [list(some(*x, strict))] if f] for x in tried)), [])
     best = [list(dict.fromkeys(t for t,n in g if n == max(n for _,n in g))) for g in groups]
     true = ([t for t in ts if truth(env, t, traj, action) is not False] for ts in best)
     return next((ts for ts in true if ts), best[0] if best else [])

@@ -248,7 +248,8 @@ MODEL = dict(
 EXPLORING = dict(
     opening=one_of('prompted', 'sampled'), opening_trials=whole(1), opening_tasks=whole(),
     explore_budget=whole(1), looks=whole(), round_tasks=whole(), p=number(0, 1),
-    sampler=one_of('verb', 'acts', 'policy', 'novel'), invalid_limit=whole(), compositions=whole(),
+    sampler=one_of('verb', 'acts', 'policy', 'novel'), compose_tasks=one_of('failed', 'all'),
+    invalid_limit=whole(), compositions=whole(),
     stop_successes=whole(), min_compositions=whole())
 DATA = dict(
     success_threshold=number(0, 1, above=True), flip_rewards=number(0, 1), failure_reward=number(-inf, 1),

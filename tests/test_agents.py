@@ -68,15 +68,16 @@ def test_the_exemplar_explains_itself():
         assert s.reason in w.sentences(replace(EXEMPLAR, steps=EXEMPLAR.steps[:i]), s.action)
 
 @pytest.mark.parametrize('goal,before,action,there,never', [
-    ('clean some fork and put it in shelf.', [], 'go to desk 1', 'I need a fork and see none.', 'need a clean'),
+    ('clean some fork and put it in shelf.', [], 'go to desk 1', 'I need a fork and see none, so I try desk 1.',
+     'need a clean'),
     ('clean some fork and put it in shelf.', ['take fork 2 from desk 1'], 'go to sinkbasin 1',
-     'I hold fork 2 and the task says clean.', 'shelf'),
+     'I hold fork 2 and the task says clean, so I go to sinkbasin 1.', 'shelf'),
     ('clean some fork and put it in shelf.', ['take fork 2 from desk 1', 'clean fork 2 with sinkbasin 1'],
-     'go to shelf 3', 'I hold fork 2 and the task says shelf.', 'clean'),
+     'go to shelf 3', 'I hold fork 2 and the task says shelf, so I go to shelf 3.', 'clean'),
     ('heat some cup and put it in shelf.', ['take cup 2 from desk 1'], 'heat cup 2 with microwave 1',
      'I hold cup 2 at microwave 1 and the task says heat.', 'mug'),
     ('put two bowl in shelf.', ['take bowl 2 from desk 1', 'move bowl 2 to shelf 1'], 'go to desk 1',
-     'I need a bowl and see none.', 'hold'),
+     'I need a bowl and see none, so I try desk 1.', 'hold'),
     ('find two bowl and put them in shelf.', [], 'take bowl 2 from desk 1', 'I need a bowl and see bowl 2.',
      'see none')])
 def test_names_keep_their_roles(goal, before, action, there, never):

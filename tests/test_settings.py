@@ -65,7 +65,7 @@ WRONG = { # key → (preset, wrong values)
     'ray_task':('smoke', DICT + ("{'num_cpu': 1}", "{'num_cpus': -1}", "{'num_gpus': '1'}")),
     'policy_exemplar':('smoke', BOOL), 'format':('smoke', ('', 'Chat', 'chta', 'messages')),
     'actre':('smoke', ('', 'free', 'Bound', 'true')), 'sampled_loss':('smoke', BOOL),
-    'from_base':('smoke', BOOL),
+    'compose_tasks':('smoke', ('', 'Failed', 'none', 'true')), 'from_base':('smoke', BOOL),
     'gradient_checkpointing':('smoke', BOOL),
     'reason_tokens':('smoke', POSITIVE), 'step_tokens':('smoke', POSITIVE),
     'eval_temperature':('smoke', NUMBER + ('-0.1', '1e300')),

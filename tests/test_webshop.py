@@ -418,7 +418,7 @@ def test_the_whole_loop_runs(project):
     sets = dict(environment='webshop', engine='', explore_engine='', games='generated', generator=dict(products=120),
                 pages='short', max_steps=8, patience=3, eval_splits=['test'], looks=0,
                 rounds=2, train_tasks=8, eval_tasks=4, round_tasks=3, compositions=3, min_compositions=1,
-                stop_successes=1, explore_budget=1500, max_length=4096)
+                stop_successes=1, compose_tasks='all', explore_budget=1500, max_length=4096)
     p = project.a3t('run', 'smoke', '--name', 'shop', '--set', *(f'{k}={v}' for k,v in sets.items()))
     assert p.returncode == 0, p.stderr
     report = read_json(project.run('shop')/'report.json')
@@ -430,6 +430,7 @@ def test_the_whole_loop_runs(project):
     made = read(project.run('shop')/'round_00'/'trajectories') + read(project.run('shop')/'round_01'/'trajectories')
     assert all(s.reason for t in made for s in t.steps if s.actor == 'sampled')
     assert {t.source for t in made} == {'explored', 'policy', 'composed'}
+    assert len({t.task for t in made if t.source == 'composed'}) == 3 # also where the policy won
     assert all(t.won == (t.reward == 1) for t in made)
 
 # -- rewards

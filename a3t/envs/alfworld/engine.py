@@ -290,19 +290,19 @@ EXEMPLAR = Trajectory('train/pick_clean_then_place_in_recep-Mug-None-CoffeeMachi
     'You are in the middle of a room. Looking quickly around you, you see a cabinet 2, a cabinet 1, '
     'a coffeemachine 1, a countertop 2, a countertop 1, a diningtable 1, a drawer 1, a fridge 1, a garbagecan 1, a '
     'microwave 1, a sinkbasin 1, and a stoveburner 1.', (
-    Step('I need a mug and see none.', 'go to countertop 1',
+    Step('I need a mug and see none, so I try countertop 1.', 'go to countertop 1',
          'You arrive at countertop 1. On the countertop 1, you see a apple 1, and a knife 1.'),
-    Step('I need a mug and see none.', 'go to cabinet 1',
+    Step('I need a mug and see none, so I try cabinet 1.', 'go to cabinet 1',
          'You arrive at cabinet 1. The cabinet 1 is closed.'),
     Step('I need a mug and see cabinet 1, which may hold one.', 'open cabinet 1',
          'You open the cabinet 1. The cabinet 1 is open. In it, you see a mug 1.'),
     Step('I need a mug and see mug 1.', 'take mug 1 from cabinet 1',
          'You pick up the mug 1 from the cabinet 1.'),
-    Step('I hold mug 1 and the task says clean.', 'go to sinkbasin 1',
+    Step('I hold mug 1 and the task says clean, so I go to sinkbasin 1.', 'go to sinkbasin 1',
          'You arrive at sinkbasin 1. On the sinkbasin 1, you see a dishsponge 1.'),
     Step('I hold mug 1 at sinkbasin 1 and the task says clean.', 'clean mug 1 with sinkbasin 1',
          'You clean the mug 1 using the sinkbasin 1.'),
-    Step('I hold mug 1 and the task says coffeemachine.', 'go to coffeemachine 1',
+    Step('I hold mug 1 and the task says coffeemachine, so I go to coffeemachine 1.', 'go to coffeemachine 1',
          'You arrive at coffeemachine 1. On the coffeemachine 1, you see nothing.'),
     Step('I hold mug 1 at coffeemachine 1 and the task says coffeemachine.', 'move mug 1 to coffeemachine 1',
          'You move the mug 1 to the coffeemachine 1.')), 1., True)
