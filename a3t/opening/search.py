@@ -77,8 +77,8 @@ class SearchPrior:
         return sorted((a for a in actions if self.probability(kind, a, goal)), key=key)
 
 # %% ../../nbs/opening/search.ipynb #e6683474
-Look = NamedTuple('Look', [('actions', list), ('text', str), ('there', dict), ('back', list), ('after', dict)])
-Look.__doc__ = "Actions that look somewhere, what they show, `info` there, the action that leads back, `info` after it"
+_Look = NamedTuple('Look', [('actions', list), ('text', str), ('there', dict), ('back', list), ('after', dict)])
+_Look.__doc__ = "Actions that look somewhere, what they show, `info` there, the action that leads back, `info` after it"
 
 def _new(env, action, seen):
     "(observation, `info`) of a valid action that leads to a new state, or None"
@@ -94,7 +94,7 @@ def _way_back(env, info, key):
         env.restore(snapshot)
 
 def _look(env, info, action, after, seen, may_return):
-    """A `Look`, or None, and then the environment is as before; a closed place is opened as well. Where the success
+    """A `_Look`, or None, and then the environment is as before; a closed place is opened as well. Where the success
     cannot go on from there, the look must return"""
     start, key, had = env.save(), env.key(), set(info['admissible_actions'])
     if not (found := _new(env, action, seen)): return env.restore(start) and None
@@ -102,15 +102,15 @@ def _look(env, info, action, after, seen, may_return):
     back = None if goes_on or not may_return else _way_back(env, there, key)
     if not goes_on and not back: return env.restore(start) and None
     seen.add(here)
-    if back: return Look([action], text, there, *back)
+    if back: return _Look([action], text, there, *back)
     for b in there['admissible_actions']:
         if b in had or set(env.things(b)) != set(env.things(action)) or not env.things(b): continue
         before = env.save()
         if (more := _new(env, b, seen)) and _same(env, after):
             seen.add(env.key())
-            return Look([action, b], f'{text}\n{more[0]}', more[1], [], more[1])
+            return _Look([action, b], f'{text}\n{more[0]}', more[1], [], more[1])
         env.restore(before)
-    return Look([action], text, there, [], there)
+    return _Look([action], text, there, [], there)
 
 def _same(env, after):
     "Do all later actions get the same observations from here? The environment is left as it was"
