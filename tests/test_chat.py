@@ -195,9 +195,9 @@ def test_templates_that_cannot_hold_an_episode_are_refused():
     assert 'only one turn' in refused("{% if messages|length > 1 %}{{ raise_exception('only one turn') }}{% endif %}")
 
 @pytest.mark.parametrize('template,says', [
-    ('{% if %}', 'TemplateSyntaxError: Expected an expression'), ('{{ messages|tojsn }}', "TemplateAssertionError: No filter"),
-    ('{{ a.b }}', "UndefinedError: 'a' is undefined"), ("{{ raise_exception('') }}", 'TemplateError: without a message'),
-    ("{{ 1 + 'a' }}", 'TypeError: unsupported operand')])
+    ('{% if %}', 'TemplateSyntaxError: Expected an expression'), ("{{ 1 + 'a' }}", 'TypeError: unsupported operand'),
+    ('{{ messages|tojsn }}', 'TemplateAssertionError: No filter'), ('{{ a.b }}', "UndefinedError: 'a' is undefined"),
+    ("{{ raise_exception('') }}", 'TemplateError: without a message')])
 def test_a_template_that_cannot_be_rendered_says_why(template, says):
     assert f'cannot be rendered ({says}' in refused(template)
 

@@ -110,7 +110,8 @@ def test_each_role_on_a_server_has_its_line(place):
         on = dict(environment='base', opening='prompted', actre='base', model=f'{toy.url}#tiny', train_tasks=1)
         S = load_settings('cpu', ON | on, ROOT/'settings.ini')
         def lines(**more): return [(c.what, c.ok) for c in check_models(S | more)]
-        same = [('weights of tiny', True), *((f'server of {r}', True) for r in ('actre_model', 'model', 'opening_model'))]
+        same = [('weights of tiny', True), ('server of actre_model', True), ('server of model', True),
+                ('server of opening_model', True)]
         assert lines() == same and len(toy.requests) == 1
         wrong = dict(actre_model=f'{toy.url}#b', opening_model=f'{toy.url}#no-such')
         toy.failures = ['', '', 404]
