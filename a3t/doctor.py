@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'SMALL_NEEDS', 'LARGE_NEEDS', 'VALIDATION', 'check_package', 'check_packages', 'needed_extras',
-           'check_kernel', 'check_weights', 'check_server', 'check_vllm', 'check_models', 'check_machine',
-           'check_bitsandbytes', 'check_environment_data', 'check_environment_needs', 'check_training_tasks',
-           'check_values', 'run_checks', 'checks_text', 'check_preset']
+           'check_kernel', 'check_weights', 'check_server', 'check_template', 'check_vllm', 'check_models',
+           'check_machine', 'check_bitsandbytes', 'check_environment_data', 'check_environment_needs',
+           'check_training_tasks', 'check_values', 'run_checks', 'checks_text', 'check_preset']
 
 # %% ../nbs/doctor.ipynb #fd16d9f0
 import platform, shutil, sys, warnings
@@ -20,7 +20,7 @@ from .envs.panel import some
 from .envs.contract import check_needs
 from .extras import DISTRIBUTION, extra_of, install_command
 from .models.address import is_address
-from .models.ready import EMBEDDED, is_complete, require_server
+from .models.ready import EMBEDDED, is_complete, require_server, require_template, served_roles
 from .models.roles import by_vllm, model_name, roles_of
 from .models.vllm import find_vllm
 from .settings import load_settings, setting_faults
@@ -121,16 +121,25 @@ def check_weights(
 # %% ../nbs/doctor.ipynb #d1roles1
 def check_server(
     settings:dict, # as `load_settings` gives them
-    role:str, # one of `ROLES`, whose model is on a server
-)->Check:
-    "Does the server of a role answer, with the model, the key and the fields of the settings?"
-    what = f'server of {role}'
-    try: require_server(settings, role)
+    *roles:str, # of `ROLES`, whose model is the same one on a server
+)->list: # of `Check`, one for each role, after one request
+    "Does the server of some roles answer, with the model, the key and the fields of the settings?"
+    ok, found, fix = True, f'answers as {model_name(settings, roles[0])}', ''
+    try: require_server(settings, roles[0])
     except A3TError as e:
         said = str(e).removesuffix(', then start again: finished work is kept') # nothing has started here
         at = max(said.rfind(': '), said.rfind('; ')) # where the advice begins
-        return Check(what, False, said[:at], said[at + 2:])
-    return Check(what, True, f'answers as {model_name(settings, role)}')
+        ok, found, fix = False, said[:at].removeprefix(f'{roles[0]} = '), said[at + 2:]
+    return [Check(f'server of {role}', ok, found, fix) for role in roles]
+
+def check_template(
+    settings:dict, # as `load_settings` gives them
+    role:str, # one of `ROLES`
+)->list: # of `Check`; empty if it needs none
+    "Has the model of a role a chat template, where `format = chat` needs it?"
+    try: require_template(settings, role)
+    except A3TError as e: return [Check(f'chat template of {role}', False, *str(e).rsplit(': ', 1))]
+    return []
 
 def check_vllm(
 )->Check:
@@ -141,12 +150,13 @@ def check_vllm(
 def check_models(
     settings:dict, # as `load_settings` gives them
 )->list: # of `Check`
-    "Is the model of each role there? Each model counts once"
-    names = {model_name(settings, role):role for role in sorted(roles_of(settings))}
-    local = [n for n,role in names.items() if role == 'model' or not is_address(n)]
-    engine = [check_vllm()] if any(by_vllm(settings, role) for role in roles_of(settings)) else []
-    return ([c for n in local for c in check_weights(n)]
-            + [check_server(settings, role) for n,role in names.items() if is_address(n)] + engine)
+    "Is the model of each role there? Weights count once, servers for each role"
+    S, roles = settings, roles_of(settings)
+    local = [n for role in roles if not is_address(n := model_name(S, role)) or role == 'model']
+    engine = [check_vllm()] if any(by_vllm(S, role) for role in roles) else []
+    return ([c for n in dict.fromkeys(local) for c in check_weights(n)]
+            + [c for role in roles for c in check_template(S, role)]
+            + [c for same in served_roles(S, roles) for c in check_server(S, *same)] + engine)
 
 # %% ../nbs/doctor.ipynb #b52fe042
 SMALL_NEEDS, LARGE_NEEDS = (2, 3), (40, 16) # GB of disk and of memory, for an embedded model and for a larger one

@@ -131,6 +131,10 @@ def default(cls):
     "A configuration with its own default values"
     return cls()
 
+def still(name):
+    "Changes without the dropout that an architecture has by default"
+    return {k:0. for k,v in default(CONFIG_MAPPING[name]).to_dict().items() if 'drop' in k and isinstance(v, float)}
+
 # architectures that cannot be built tiny, and why
 NOT_BUILT = dict(
     dots3_note='adapter_in_dim', gemma3n='timm', gemma4_assistant='hidden_size_per_layer_input',
@@ -309,7 +313,7 @@ def test_gradients_are_those_of_plain_transformers(name):
 
 def test_training_a_model_that_falls_back(tmp_path):
     "GPT-2 learns its rows; misfits are refused in one line"
-    model = build('gpt2', resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.)
+    model = build('gpt2', **still('gpt2'))
     made = train(model, ROWS, tmp_path/'a', epochs=4, learning_rate=1e-2, batch_size=2,
                  target_modules='all-linear', gradient_checkpointing=False)
     assert made['loss_last'] < made['loss_first']
@@ -323,13 +327,11 @@ def test_training_a_model_that_falls_back(tmp_path):
 
 # -- models that people use
 
-STILL = dict(resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.) # GPT-2 has dropout
-
 @lru_cache(None)
 def family(name):
     "A tiny model of a family, which a test must not change"
     _, architecture, changes = FAMILIES[name]
-    return build(architecture, **changes, **(STILL if architecture == 'gpt2' else {}))
+    return build(architecture, **still(architecture) | changes)
 
 def attention_layers(model):
     "The default of `target_modules`, or the matrices that this model has instead of q_proj and v_proj"
@@ -381,15 +383,26 @@ def test_longrope(n):
     assert gather([ask()])[0] == want[0, n:].tolist()
     check_gradients(model, [Row(tuple(want[0].tolist()), (False,)*n + (True,)*(want.shape[1] - n), 1., 't', True)])
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', REFUSED)
+@pytest.mark.parametrize('name', [n if n in ('roberta', 'axk2') else pytest.param(n, marks=pytest.mark.slow)
+                                  for n in REFUSED])
 def test_what_cannot_be_trained_is_refused(name, tmp_path):
-    "Training one step is refused in one line, or has the loss of plain transformers"
-    model = build(name)
+    "Training one step is refused in one line, or has the loss of plain transformers; not each layer needs a gradient"
+    model = build(name, **still(name))
     made = {}
     def step():
         made.update(train(model, ROWS, tmp_path, epochs=1, batch_size=len(ROWS), target_modules='all-linear',
                           gradient_checkpointing=False))
-    if refused(step): return
+    if why := refused(step): return print(why)
     masked = [plain(model, list(r.input_ids))[[t - 1 for t,m in enumerate(r.loss_mask) if m]] for r in ROWS]
     assert made['loss_first'] == pytest.approx(-sum(m.mean().item() for m in masked)/3, abs=1e-3)
+
+def test_a_model_with_dropout_has_no_starting_policy(tmp_path):
+    "It has another one at each look"
+    kw = dict(epochs=1, batch_size=len(ROWS), target_modules='all-linear', gradient_checkpointing=False, kl=.1)
+    assert 'the dropout of RobertaForCausalLM blurs' in refused(lambda: train(build('roberta'), ROWS, tmp_path, **kw))
+    assert train(build('roberta', **still('roberta')), ROWS, tmp_path, **kw)['steps'] == 1
+
+def test_layers_that_only_select_tokens_cannot_be_trained(tmp_path):
+    why = refused(lambda: train(build('axk2'), ROWS, tmp_path, target_modules=['weights_proj'],
+                                gradient_checkpointing=False))
+    assert 'the loss does not depend on the adapter' in why, why

@@ -193,7 +193,19 @@ def test_templates_that_cannot_hold_an_episode_are_refused():
     refused(each('{% if loop.index0 > messages|length - 3 %}{{ m.content }}<|im_end|>{% endif %}')) # forgets
     refused(each('{{ m.content }}')) # nothing ends an answer
     assert 'only one turn' in refused("{% if messages|length > 1 %}{{ raise_exception('only one turn') }}{% endif %}")
-    refused('{% if %}')
+
+@pytest.mark.parametrize('template,says', [
+    ('{% if %}', 'TemplateSyntaxError: Expected an expression'), ("{{ 1 + 'a' }}", 'TypeError: unsupported operand'),
+    ('{{ messages|tojsn }}', 'TemplateAssertionError: No filter'), ('{{ a.b }}', "UndefinedError: 'a' is undefined"),
+    ("{{ raise_exception('') }}", 'TemplateError: without a message')])
+def test_a_template_that_cannot_be_rendered_says_why(template, says):
+    assert f'cannot be rendered ({says}' in refused(template)
+
+def test_the_last_attempt_counts():
+    "A template may take no system turn, but that is not why it is refused"
+    no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    changes = '{% for m in messages %}<{{ messages|length - loop.index }}>{{ m.content }}<|im_end|>{% endfor %}'
+    assert 'cannot hold an episode (what it writes' in refused(no_system + changes)
 
 def test_without_a_template():
     with pytest.raises(A3TError, match='has no chat template'): tokenizer_frame(toy_tokenizer(), 'chat')

@@ -103,6 +103,30 @@ def test_weights_of_a_model_on_a_server(place, capsys):
     line = faults(capsys, model=f'{toy.url}#tiny', **on)['server of model']
     assert 'nobody answers there' in line and 'look at its log' not in line and 'finished work' not in line
 
+def test_each_role_on_a_server_has_its_line(place):
+    "Roles that ask the same share the request; the weights are checked although another role has the same address"
+    from a3t.doctor import check_models
+    with ToyServer(lambda body: 'OK', models=('tiny', 'b')) as toy:
+        on = dict(environment='base', opening='prompted', actre='base', model=f'{toy.url}#tiny', train_tasks=1)
+        S = load_settings('cpu', ON | on, ROOT/'settings.ini')
+        def lines(**more): return [(c.what, c.ok) for c in check_models(S | more)]
+        same = [('weights of tiny', True), ('server of actre_model', True), ('server of model', True),
+                ('server of opening_model', True)]
+        assert lines() == same and len(toy.requests) == 1
+        wrong = dict(actre_model=f'{toy.url}#b', opening_model=f'{toy.url}#no-such')
+        toy.failures = ['', '', 404]
+        assert lines(**wrong) == [*same[:3], ('server of opening_model', False)] and len(toy.requests) == 4
+        assert [body['model'] for _,body,_ in toy.requests] == ['tiny', 'b', 'tiny', 'no-such']
+        own = dict(server=dict(opening_model=dict(body=dict(top_p=.5))))
+        assert sorted(lines(**own)) == sorted(same) and len(toy.requests) == 6
+    bad = [c for c in check_models(S) if not c.ok]
+    assert [c.what for c in bad] == [what for what,_ in same[1:]] and 'nobody answers there' in bad[2].found
+    assert not any('_model = ' in c.found for c in bad)
+
+def test_a_model_without_a_chat_template(place, capsys):
+    found = faults(capsys, environment='base', format='chat')
+    assert 'has no chat template' in found['chat template of model']
+
 def test_a_disk_nearly_full(place, capsys, monkeypatch):
     usage = namedtuple('usage', 'total used free')
     monkeypatch.setattr(module.shutil, 'disk_usage', lambda path: usage(10**11, 10**11-10**8, 10**8))

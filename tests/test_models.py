@@ -1,4 +1,4 @@
-import asyncio, copy, os, random, sys
+import asyncio, copy, os, random, sys, threading, time
 os.environ.setdefault('HF_HUB_OFFLINE', '1') # a wrong name fails at once
 
 import psutil, pytest, torch
@@ -596,3 +596,32 @@ def test_cache_takes_memory_where_it_is_written(tmp_path):
     cache.copy(7, 8, 8000)
     assert cache.keys[0][8, :, :8000].all() and not cache.keys[0][8, :, 8000:].any()
     assert rss() - before < full/50 and full > 2**28
+
+def test_the_first_error_stops_those_that_wait_for_it():
+    "A lock that it gives back begins no other request"
+    begun, locks = [], {}
+    async def one(i):
+        async with locks.setdefault('one', asyncio.Lock()):
+            begun.append(i)
+            await asyncio.sleep(0)
+            raise A3TError(f'request {i} fails')
+    with pytest.raises(A3TError, match='request 0') as e: gather([one(i) for i in range(3)])
+    assert begun == [0] and e.value.__context__ is None
+
+def test_an_interrupt_before_the_thread_has_its_loop(monkeypatch):
+    "In a notebook, where another event loop runs"
+    class Late(threading.Thread):
+        interrupts = 1
+        def run(self):
+            time.sleep(.2)
+            super().run()
+        def join(self, *a):
+            if self.interrupts:
+                self.interrupts = 0
+                raise KeyboardInterrupt
+            super().join(*a)
+    monkeypatch.setattr('a3t.models.base.threading.Thread', Late)
+    async def inside(): gather([asyncio.sleep(60)])
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt): asyncio.run(inside())
+    assert time.monotonic() - began < 30

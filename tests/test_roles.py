@@ -9,13 +9,14 @@ from a3t.files import read_json, write_json
 from a3t.models.api import language_model, model_arguments
 from a3t.models.base import gather
 from a3t.models.chatter import without_lead_in
-from a3t.models.ready import require_models, require_server, require_weights
+from a3t.models.ready import require_models, require_server, require_template, require_weights
 from a3t.models.roles import ROLES, roles_of, server_of
 from a3t.models.scripted import ScriptedModel
 from a3t.models.server import ServerModel
 from a3t.models.thoughts import past_thoughts
 from a3t.models.toyserver import ToyServer
 from a3t.models.usage import Meter, Metered, counting, read_usage
+from a3t.models.weights import tiny_model
 from a3t.runs.costs import cost_table, run_usage
 from a3t.runs.folders import open_run, stage_folder
 from a3t.runs.manifests import read_manifest
@@ -304,3 +305,30 @@ def test_a_run_of_an_earlier_version_is_one_line(place):
     with pytest.raises(A3TError, match=f'earlier version, without the settings {missing}: '):
         open_run('data/runs/a', 'smoke')
     assert run_usage(run, old['settings']) == []
+
+def test_a_chat_template_is_needed_before_the_first_request(place):
+    "By each role with a local model, and by the weights that learn though a server acts with them"
+    folder = place/'plain'
+    tiny_model(folder)
+    with ToyServer(lambda body: 'OK') as toy:
+        chat = f'{toy.url}/chat/completions#toy'
+        for role, changes in (('actre_model', {}), ('model', dict(actre_model=chat, opening_model=chat)),
+                              ('opening_model', dict(actre_model=chat, model=chat, opening_model=str(folder)))):
+            S = settings(opening='prompted', actre='base', format='chat') | dict(model=str(folder)) | changes
+            with pytest.raises(A3TError, match='has no chat template: set format') as e: require_template(S, role)
+            assert str(e.value).startswith(f'{role} = {folder}, format = chat: ') and '\n' not in str(e.value)
+        with pytest.raises(A3TError, match='has no chat template'): require_models(S | dict(model=str(folder)))
+        S = settings(format='chat', model=f'{toy.url}/chat/completions#{folder}')
+        with pytest.raises(A3TError, match='has no chat template'): require_models(S)
+        assert not toy.requests
+        require_template(S | dict(actre_model=chat), 'actre_model')
+
+@pytest.mark.parametrize('model,says', [
+    ('htp://host/v1#name', 'does not begin with htp (did you mean http?): write http:// or https:// before the host'),
+    ('HTTPS://host/v1#name', 'did you mean https?'), ('http:/host/v1#name', 'did you mean http?'),
+    ('s3://bucket/model', 'does not begin with s3: write')])
+def test_an_address_that_begins_wrong(model, says):
+    for role in ROLES:
+        S = settings(opening='prompted', actre='base') | {role:model}
+        with pytest.raises(A3TError, match=re.escape(says)) as e: check_settings(S)
+        assert '\n' not in str(e.value)

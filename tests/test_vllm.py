@@ -1,5 +1,5 @@
 "vLLM as a child of a stage: flags, adapters, deaths, keys; no orphans"
-import json, os, signal, subprocess, sys, threading, time
+import json, os, signal, socket, subprocess, sys, threading, time, weakref
 from importlib.metadata import distributions
 from pathlib import Path
 import pytest
@@ -11,7 +11,7 @@ from a3t.models.ready import require_models
 from a3t.models.responses import Refused
 from a3t.models.roles import by_vllm
 from a3t.models.server import ServerModel
-from a3t.models.vllm import child_environment, find_vllm, vllm_flags, vllm_server, vllm_version
+from a3t.models.vllm import child_environment, find_vllm, new_log, vllm_flags, vllm_server, vllm_version
 from a3t.runs.folders import OUTPUTS
 from a3t.runs.stage import Stage
 from a3t.scoring.score import protocol_of, protocol_text
@@ -105,6 +105,25 @@ def test_a_server_that_cannot_start_says_why(stub, folder):
     stop_children()
     assert 'max_model_len' in lm.child.log.read_text() # the error names this file
 
+def test_a_program_that_ends_at_once(tmp_path, monkeypatch, folder):
+    "Without an error and without a word"
+    monkeypatch.setenv('A3T_VLLM', '/bin/true')
+    vllm_server.cache_clear()
+    with pytest.raises(A3TError) as e: ask(served(folder), 4)
+    assert str(e.value) == ('vLLM ended before it was ready (status 0), and printed nothing: check that /bin/true is '
+                            'vLLM, then start again')
+
+def test_logs_of_the_dead_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv('A3T_DATA', str(tmp_path))
+    host, ended = socket.gethostname(), subprocess.Popen(['true'])
+    ended.wait()
+    names = [f'vllm-{host}-{os.getpid()}-aa.log', f'vllm-{host}-{os.getppid()}-bb.log',
+             f'vllm-other-{host}-{ended.pid}-cc.log', f'vllm-{host}-{ended.pid}-dd.log']
+    (tmp_path/'engines').mkdir()
+    for n in names: (tmp_path/'engines'/n).touch()
+    log = new_log()
+    assert sorted(p.name for p in log.parent.iterdir()) == sorted(names[:3]) and f'-{os.getpid()}-' in log.name
+
 def test_a_server_that_never_gets_ready(tmp_path):
     child = Child('the server', [sys.executable, '-c', 'import time; print("busy", flush=True); time.sleep(60)'],
                   tmp_path/'log', patience=1.)
@@ -181,6 +200,16 @@ def test_a_start_ends_when_the_server_is_stopped(stub, folder, monkeypatch):
     when_it_runs(stub, stop_children)
     with pytest.raises(A3TError, match='vLLM was stopped while it started'): ask(lm, 3)
     assert gone(stub.notes('pids')[0]) and len(stub.notes('pids')) == 1
+
+def test_a_stop_before_the_server_has_a_process(tmp_path, monkeypatch):
+    "The thread that starts it still reads which process it is"
+    class Stops(weakref.WeakSet):
+        def add(self, child):
+            super().add(child)
+            child.stop()
+    monkeypatch.setattr('a3t.models.child._running', Stops())
+    child = Child('the server', ['sleep', '60'], tmp_path/'log')
+    with pytest.raises(A3TError, match='the server was stopped while it started: ask again'): child.up()
 
 @pytest.mark.slow
 @pytest.mark.parametrize('moment', ['STUB_START', 'STUB_ANSWER'])

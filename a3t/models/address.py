@@ -9,7 +9,7 @@ __all__ = ['OWN_KEYS', 'check_url', 'is_address', 'weights_name', 'split_address
 import os, re
 from urllib.parse import urlsplit
 import httpx
-from ..core import A3TError
+from ..core import A3TError, did_you_mean
 
 # %% ../../nbs/models/address.ipynb #readable1
 def check_url(
@@ -62,7 +62,11 @@ def split_address(
 def address_fault(
     model:str, # a model's name, on a server or not
 )->str: # '' if nothing is
-    "What is wrong with an address; other names are right"
+    "What is wrong with an address; other names are right, unless they begin like one"
+    scheme = re.match(r'(\w\w+):/', str(model))
+    if scheme and not is_address(model):
+        return (f"is wrong: an address does not begin with {scheme[1]}{did_you_mean(scheme[1], ('http', 'https'))}: "
+                f"write http:// or https:// before the host, or the name of a model")
     try: is_address(model) and split_address(model)
     except A3TError as e: return f'is wrong: {e}'
     return ''

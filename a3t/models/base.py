@@ -11,7 +11,7 @@ import asyncio, json, multiprocessing, multiprocessing.connection, signal, threa
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from tqdm import tqdm
 from ..core import A3TError
 warnings.filterwarnings('ignore', message='IProgress not found')
@@ -184,9 +184,13 @@ async def _gather(coros, limit, done):
     "Run coroutines, at most `limit` at once; the first error cancels the others"
     res, todo = [None]*len(coros), iter(enumerate(coros))
     async def worker():
-        for i,c in todo:
-            res[i] = await c
-            done()
+        try:
+            for i,c in todo:
+                res[i] = await c
+                done()
+        except Exception: # at once: another one may already be woken by what this one gave back
+            for t in tasks: t.cancel()
+            raise
     tasks = [asyncio.ensure_future(worker()) for _ in range(min(limit or len(coros), len(coros)))]
     try: await asyncio.gather(*tasks)
     finally:
@@ -198,9 +202,8 @@ async def _gather(coros, limit, done):
 # %% ../../nbs/models/base.ipynb #17784eba
 def _run(coro):
     "Run a coroutine to its end, inside or outside a running event loop"
-    try: asyncio.get_running_loop()
-    except RuntimeError: return _alone(coro)
-    return _in_thread(coro)
+    inside = asyncio._get_running_loop() is not None
+    return _in_thread(coro) if inside else _alone(coro)
 
 def _alone(coro):
     "Run a coroutine in this thread; an interrupt ends it wherever it is"
@@ -230,18 +233,21 @@ def gather(
 
 def _in_thread(coro):
     "Run a coroutine in its own event loop, in a thread beside the running loop"
-    box = {}
+    box, begun = {}, threading.Event()
     async def main():
-        box['loop'], box['task'] = asyncio.get_running_loop(), asyncio.current_task()
+        box['cancel'] = partial(asyncio.get_running_loop().call_soon_threadsafe, asyncio.current_task().cancel)
+        begun.set()
         return await coro
     def work():
         try: box['value'] = asyncio.run(main())
         except BaseException as e: box['error'] = e
+        finally: begun.set()
     t = threading.Thread(target=work, daemon=True)
     t.start()
     try: t.join()
     except KeyboardInterrupt:
-        box['loop'].call_soon_threadsafe(box['task'].cancel)
+        begun.wait()
+        with suppress(KeyError, RuntimeError): box['cancel']() # without a loop, or with a closed one, it has ended
         t.join()
         raise
     if 'error' in box: raise box['error']

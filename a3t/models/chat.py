@@ -157,17 +157,19 @@ def template_frame(
     tokenizer, # a transformers tokenizer
 )->ChatFrame: # its frame
     "The frame of a tokenizer's chat template; `A3TError` if it has none"
-    name, why = getattr(tokenizer, 'name_or_path', '') or 'this model', 'what it writes for a turn changes later'
+    name = getattr(tokenizer, 'name_or_path', '') or 'this model'
     for system in (True, False):
         try:
             frame = frame_with(tokenizer, system)
-            if not (fits(tokenizer, frame, system) and fits(tokenizer, frame, False)): continue
+            if not (fits(tokenizer, frame, system) and fits(tokenizer, frame, False)):
+                why = 'cannot hold an episode (what it writes for a turn changes later)'
+                continue
         except Exception as e: # a template raises what it likes
-            why = ' '.join(str(e).split())[:150]
+            why = f"cannot be rendered ({type(e).__name__}: {' '.join(str(e).split())[:150] or 'without a message'})"
             continue
         note = () if system else ('the template takes no system turn: the instruction begins the first user turn',)
         return replace(frame, notes=frame.notes + note)
-    raise A3TError(f'the chat template of {name} cannot hold an episode ({why}): set format = text')
+    raise A3TError(f'the chat template of {name} {why}: set format = text')
 
 # %% ../../nbs/models/chat.ipynb #msg00001
 MARK = '\x1e' # ASCII's record separator, which no environment writes

@@ -8,6 +8,7 @@ __all__ = ['LOOK', 'GRACE', 'WATCH', 'HOST', 'LAST_LINES', 'RESTARTS', 'watch', 
 
 # %% ../../nbs/models/child.ipynb #child004
 import atexit, http.client, os, select, signal, socket, subprocess, sys, threading, time, weakref
+from contextlib import suppress
 from pathlib import Path
 from fastcore.basics import patch
 from tqdm import tqdm
@@ -129,7 +130,7 @@ def _start(child, stops):
     process, since = _launch(child), time.monotonic()
     child.process = process
     _running.add(child)
-    server = int(process.stdout.readline() or 0)
+    with process.stdout: server = int(process.stdout.readline() or 0)
     with tqdm(desc=f'starting {child.name}', bar_format='{desc}, {elapsed}', mininterval=1., leave=False) as bar:
         while not _answers(child):
             ended = process.poll() is not None
@@ -146,8 +147,13 @@ def _start(child, stops):
 
 def _ended(child, when, what='ended'):
     "The error of a server that is not there; it is raised again at later calls"
-    child.error = (f'{child.name} {what} {when}: {last_lines(child.log) or "it printed nothing"} (all of it in '
-                   f'{child.log}): correct the settings, or free what it lacks, then start again')
+    if said := last_lines(child.log):
+        child.error = (f'{child.name} {what} {when}: {said} (all of it in {child.log}): correct the settings, or free '
+                       f'what it lacks, then start again')
+    else:
+        status = '' if child.process is None else f' (status {child.process.poll()})'
+        child.error = (f'{child.name} {what} {when}{status}, and printed nothing: check that {child.command[0]} is '
+                       f'{child.name}, then start again')
     return A3TError(child.error)
 
 # %% ../../nbs/models/child.ipynb #child017
@@ -169,10 +175,12 @@ def stop(self:Child,
 ):
     "End the server and all its processes, and wait until they are gone; a later `up` starts it again"
     self.stops += 1
-    self.pid, process = None, self.process
+    process, self.pid, self.process = self.process, None, None
     if process is None: return
-    keep_log, self.process = keep_log or bool(self.error), None
-    process.communicate(b'stop\n') # closing alone is not enough: a forked process may hold the pipe open
+    keep_log = keep_log or bool(self.error)
+    # a word, since a forked process may hold the pipe open; the thread that starts the server reads its other end
+    with suppress(BrokenPipeError), process.stdin: process.stdin.write(b'stop\n')
+    process.wait()
     self.starts, self.error = 0, ''
     if not keep_log: self.log.unlink(missing_ok=True)
 

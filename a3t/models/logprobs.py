@@ -263,6 +263,7 @@ class SiluProduct(Function):
 def _plain_lora(m):
     "Is this a layer with plain LoRA?"
     if not hasattr(m, 'base_layer') or 'default' not in getattr(m, 'lora_A', {}): return False
+    if hasattr(m, 'parameter_name'): return False # PEFT's wrapper of a stack of experts
     return (not m.lora_variant and not m.merged and m.lora_B['default'].bias is None
             and type(m.lora_A['default']) is torch.nn.Linear)
 

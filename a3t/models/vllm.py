@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PROGRAM', 'RANKS', 'MEMORY_SHARE', 'SETTLE', 'engine_folder', 'find_vllm', 'vllm_version', 'missing_metadata',
-           'vllm_flags', 'child_environment', 'vllm_server', 'VllmModel', 'adapter_rank', 'vllm_model']
+           'vllm_flags', 'new_log', 'child_environment', 'vllm_server', 'VllmModel', 'adapter_rank', 'vllm_model']
 
 # %% ../../nbs/models/vllm.ipynb #vllm003
-import asyncio, os, secrets, shlex, threading
+import asyncio, os, secrets, shlex, socket, threading
 from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
-import httpx
+import httpx, psutil
 from ..core import A3TError
 from ..files import data_folder, read_json, write_atomic
 from .address import OWN_KEYS
@@ -81,6 +81,16 @@ def vllm_flags(
     if quantize == 'nf4': res += ['--quantization', 'bitsandbytes']
     return [*map(str, res), *shlex.split(flags)]
 
+# %% ../../nbs/models/vllm.ipynb #vllm11b
+def new_log(
+)->Path: # of a server, not written yet; other machines may share its folder
+    "A name for a log; the logs of dead processes of this machine are removed"
+    start, folder = f'vllm-{socket.gethostname()}-', data_folder()/'engines'
+    for old in folder.glob(f'{start}*-*.log'):
+        owner = old.stem.removeprefix(start).partition('-')[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)): old.unlink(missing_ok=True)
+    return folder/f'{start}{os.getpid()}-{secrets.token_hex(2)}.log'
+
 # %% ../../nbs/models/vllm.ipynb #vllm012
 def child_environment(
     device:str, # as in the setting `device`
@@ -116,8 +126,7 @@ def vllm_server(
     command = [program := find_vllm(), 'serve', model_folder(model),
                *vllm_flags(model, quantize, dtype, slots, context, rank, flags)]
     key = secrets.token_hex(16)
-    log = data_folder()/'engines'/f'vllm-{os.getpid()}-{secrets.token_hex(2)}.log'
-    child = Child('vLLM', command, log, child_environment(device, key, program), then=_reload)
+    child = Child('vLLM', command, new_log(), child_environment(device, key, program), then=_reload)
     child.adapters, OWN_KEYS[f'{child.url}/v1'] = {}, key
     return child
 

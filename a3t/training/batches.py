@@ -215,7 +215,10 @@ class PolicyTrainer(Trainer):
         terms = torch.stack(terms).to(self.net.device)
         loss, log = rows_loss(logp, which, rows, terms, self.divisor, **self.loss, reference=reference)
         check_loss(loss.item(), log['lost']/log['n_lost'] if log['n_lost'] else math.nan, self.vocabulary)
-        return log | dict(loss=loss.item()), torch.autograd.grad(loss, self.trainable)
+        if not loss.requires_grad:
+            raise A3TError('the loss does not depend on the adapter: set target_modules to other layers')
+        # a layer that only selects tokens, or an expert that no token chose, has no gradient
+        return log | dict(loss=loss.item()), torch.autograd.grad(loss, self.trainable, allow_unused=True)
 
 # %% ../../nbs/training/batches.ipynb #prefer01
 @patch
@@ -238,7 +241,8 @@ def training_step(self:PolicyTrainer, model, items, num_items_in_batch=None):
     if self.beta: dpo_loss, items = self.preferences(items)
     mine, spare = share(items, self.compute.micro_tokens, self.args.process_index, self.args.world_size)
     for log, gradients in self.several(self.gradients, mine):
-        for p,g in zip(self.trainable, gradients): p.grad = g if p.grad is None else p.grad.add_(g)
+        for p,g in zip(self.trainable, gradients):
+            if g is not None: p.grad = g if p.grad is None else p.grad.add_(g)
         for k,v in log.items(): self.log_line[k] += v
     if self.compute.divided and spare: self.gradients(spare) # all processes join each pass; this one does not count
     if self.args.world_size > 1: self.log_line = add_up(self.trainable, self.log_line)

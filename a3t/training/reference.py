@@ -46,7 +46,12 @@ def starting_logprobs(
     "Log-probabilities under the starting policy; computed once, and kept until training is finished"
     path = Path(output)/'checkpoints'/f"start-{content_hash(read_json(Path(output)/'training.json'))[:16]}.safetensors"
     if not path.exists():
-        found = row_logprobs(model.train().get_base_model(), rows, compute, several)
+        net = model.train().get_base_model()
+        once, again = (row_logprobs(net, rows[:1], compute)[0] for _ in range(2))
+        if not torch.allclose(once, again, atol=1e-3):
+            raise A3TError(f'kl compares with the starting policy, which the dropout of {type(net).__name__} blurs: '
+                           f'set the dropout in its config.json to 0, or set kl = 0')
+        found = row_logprobs(net, rows, compute, several)
         write_atomic(path, save({'logp':torch.cat(found).cpu()}))
     return list(load(path.read_bytes())['logp'].to(model.device).split([r.n_loss for r in rows]))
 
