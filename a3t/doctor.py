@@ -22,7 +22,7 @@ from .extras import DISTRIBUTION, extra_of, install_command
 from .models.address import is_address
 from .models.ready import EMBEDDED, is_complete, require_server, require_template, served_roles
 from .models.roles import by_vllm, model_name, roles_of
-from .models.vllm import find_vllm
+from .models.vllm import find_vllm, vllm_version
 from .settings import load_settings, setting_faults
 
 # %% ../nbs/doctor.ipynb #cf96b625
@@ -144,8 +144,10 @@ def check_template(
 def check_vllm(
 )->Check:
     "Is vLLM installed?"
-    try: return Check('vLLM', True, find_vllm())
+    try: program = find_vllm()
     except A3TError as e: return Check('vLLM', False, *str(e).split(': ', 1))
+    name, version = vllm_version(program)
+    return Check('vLLM', True, f'{program}, {name} {version}' if name else f'{program}, of unknown version')
 
 def check_models(
     settings:dict, # as `load_settings` gives them

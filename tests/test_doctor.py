@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from a3t import doctor as module
 from a3t.settings import load_settings
-from a3t.doctor import check_machine, check_packages, check_preset, check_weights, run_checks
+from a3t.doctor import check_machine, check_packages, check_preset, check_vllm, check_weights, run_checks
 from a3t.envs.alfworld.simulator import AlfSim
 from a3t.envs.base import settings_environment
 from a3t.envs.alfworld.games import mini_games, pack_games, unpack_games
@@ -154,3 +154,10 @@ def test_the_exit_status_shows_the_result(project):
     p = project.a3t('doctor', 'smoke', '--set', 'model=no/such-model')
     assert p.returncode == 1 and 'BAD  weights of no/such-model' in p.stdout and 'hf download no/such-model' in p.stdout
     assert project.a3t('doctor', 'nonsense').returncode == 1
+
+def test_a_vllm_of_unknown_version_is_named(monkeypatch, tmp_path):
+    program = tmp_path/'vllm'
+    program.write_text('#!/bin/sh\n')
+    program.chmod(0o755)
+    monkeypatch.setenv('A3T_VLLM', str(program))
+    assert check_vllm().ok and 'of unknown version' in check_vllm().found

@@ -57,6 +57,9 @@ def place(tmp_path, monkeypatch, offline):
     (dict(server={'actre_model':{'timuot':1.}}), 'timuot is unknown'),
     (dict(server={'actre_model':3}), 'must be a dict'),
     (dict(server={'body':{'x':{1, 2}}}), 'is not JSON serializable'),
+    (dict(opening_model='http:/host/v1#m'), 'an address begins with http:// or https://'),
+    (dict(opening_model='127.0.0.1:80/v1#m'), 'an address begins with http:// or https://'),
+    (dict(server={'body':{'max_tokens':3}}), 'max_tokens in the body of the setting server is set by the run itself'),
     (dict(server={'body':{'n':3}}), 'n in the body of the setting server is set by the run itself')])
 def test_contradictions_are_one_line(changes, says):
     with pytest.raises(A3TError, match=says) as e: check_settings(settings(**changes))
@@ -325,7 +328,7 @@ def test_a_chat_template_is_needed_before_the_first_request(place):
 
 @pytest.mark.parametrize('model,says', [
     ('htp://host/v1#name', 'does not begin with htp (did you mean http?): write http:// or https:// before the host'),
-    ('HTTPS://host/v1#name', 'did you mean https?'), ('http:/host/v1#name', 'did you mean http?'),
+    ('HTTPS://host/v1#name', 'did you mean https?'), ('http:/host/v1#name', 'begins with http:// or https://'),
     ('s3://bucket/model', 'does not begin with s3: write')])
 def test_an_address_that_begins_wrong(model, says):
     for role in ROLES:

@@ -63,6 +63,8 @@ def address_fault(
     model:str, # a model's name, on a server or not
 )->str: # '' if nothing is
     "What is wrong with an address; other names are right, unless they begin like one"
+    if re.match(r'(https?:/[^/]|[\w.-]+:\d+/)', str(model)):
+        return 'is wrong: an address begins with http:// or https://'
     scheme = re.match(r'(\w\w+):/', str(model))
     if scheme and not is_address(model):
         return (f"is wrong: an address does not begin with {scheme[1]}{did_you_mean(scheme[1], ('http', 'https'))}: "

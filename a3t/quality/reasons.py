@@ -253,6 +253,7 @@ def reason_quality(
     path=None, # a JSON file that keeps the rows; None: they are not kept
     seed:int=0, # random seed for the reasons
     wave:int=16, # reasons between two writings of the file
+    models=(), # language models that forget their cache after each wave
     **prompt, # `instruction` and `exemplar`, as the reader needs them
 )->pd.DataFrame: # a row for each ActRe and point
     "Reasons by several ActRes for the same actions, each judged once"
@@ -265,6 +266,7 @@ def reason_quality(
             new = gather([_row(env, reader, p, kinds, prompt) for p in written], processes=reader.processes)
             rows += [dict(environment=environment, actre=name, number=i, **r) for (i, _),r in zip(some, new)]
             if path: write_json(path, rows)
+            for lm in models: lm.forget()
     return pd.DataFrame([r for r in rows if r['environment'] == environment and r['actre'] in actres])
 
 # %% ../../nbs/quality/reasons.ipynb #rq000005
