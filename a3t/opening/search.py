@@ -76,7 +76,7 @@ class SearchPrior:
         key = lambda a: (-self.probability(kind, a, goal), named(a), a)
         return sorted((a for a in actions if self.probability(kind, a, goal)), key=key)
 
-# %% ../../nbs/opening/search.ipynb #e6683474
+# %% ../../nbs/opening/search.ipynb #lookback
 _Look = NamedTuple('Look', [('actions', list), ('text', str), ('there', dict), ('back', list), ('after', dict)])
 _Look.__doc__ = "Actions that look somewhere, what they show, `info` there, the action that leads back, `info` after it"
 
@@ -93,6 +93,7 @@ def _way_back(env, info, key):
         if env.key() == key: return [a], after
         env.restore(snapshot)
 
+# %% ../../nbs/opening/search.ipynb #e6683474
 def _look(env, info, action, after, seen, may_return):
     """A `_Look`, or None, and then the environment is as before; a closed place is opened as well. Where the success
     cannot go on from there, the look must return"""
