@@ -22,7 +22,7 @@ from .extras import DISTRIBUTION, extra_of, install_command
 from .models.address import is_address
 from .models.ready import EMBEDDED, is_complete, require_server, require_template, served_roles
 from .models.roles import by_vllm, model_name, roles_of
-from .models.vllm import find_vllm, vllm_version
+from .models.vllm import PROGRAM, find_vllm, told_version, vllm_version
 from .settings import load_settings, setting_faults
 
 # %% ../nbs/doctor.ipynb #cf96b625
@@ -147,7 +147,10 @@ def check_vllm(
     try: program = find_vllm()
     except A3TError as e: return Check('vLLM', False, *str(e).split(': ', 1))
     name, version = vllm_version(program)
-    return Check('vLLM', True, f'{program}, {name} {version}' if name else f'{program}, of unknown version')
+    if not name: version = told_version(program)
+    if version: return Check('vLLM', True, f"{program}, {name or 'version'} {version}")
+    fix = f'set {PROGRAM} to the path of vllm, or unset it'
+    return Check('vLLM', False, f'{program} does not tell its version', fix)
 
 def check_models(
     settings:dict, # as `load_settings` gives them

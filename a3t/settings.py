@@ -286,8 +286,8 @@ def setting_faults(
     faults += [f'setting {k} = {brief(v)} {fault}' for k,v in settings.items() if k in entries
                and (fault := entries[k].fault(v))]
     if faults: return sorted(faults)
-    from a3t.models.roles import backend_faults, role_faults
-    roles = role_faults(settings) + backend_faults(settings)
+    from a3t.models.roles import backend_faults, role_faults, server_faults
+    roles = role_faults(settings) + server_faults(settings) + backend_faults(settings)
     return roles + [f'setting {a} = {settings[a]} is greater than {b} = {settings[b]}: lower it'
                                     for a,b in TOGETHER if settings[a] > settings[b]]
 

@@ -155,9 +155,11 @@ def test_the_exit_status_shows_the_result(project):
     assert p.returncode == 1 and 'BAD  weights of no/such-model' in p.stdout and 'hf download no/such-model' in p.stdout
     assert project.a3t('doctor', 'nonsense').returncode == 1
 
-def test_a_vllm_of_unknown_version_is_named(monkeypatch, tmp_path):
+def test_a_program_that_tells_no_version_is_not_vllm(monkeypatch, tmp_path):
     program = tmp_path/'vllm'
     program.write_text('#!/bin/sh\n')
     program.chmod(0o755)
     monkeypatch.setenv('A3T_VLLM', str(program))
-    assert check_vllm().ok and 'of unknown version' in check_vllm().found
+    assert not check_vllm().ok and 'does not tell its version' in check_vllm().found
+    program.write_text('#!/bin/sh\necho INFO: CPU; echo 0.99.1+cpu\n')
+    assert check_vllm().ok and 'version 0.99.1+cpu' in check_vllm().found

@@ -82,7 +82,9 @@ def check_answer(
     choice, (generated, hidden) = res['choices'][0], generated_by(res)
     text, thought = answer_of(choice, chat)
     if text and text.strip(): return
-    if thought: raise Retry(f'its answer is only a thought: {error_text(choice)}')
+    if thought:
+        raise Retry(f'its answer is only a thought: {error_text(choice)}',
+                    advice='raise thinking in the setting server, or use a model that does not think')
     if text is None or not (generated > hidden or choice.get('token_ids')): raise Retry('its answer has no text')
 
 # %% ../../nbs/models/api.ipynb #460f20a8
@@ -252,10 +254,11 @@ def server_arguments(
         if k in ROLES: raise A3TError(f'{k} in the setting server stands beside {", ".join(set(server) - {k})}: give '
                                       f'every role its own entry, or none')
         if k not in known:
-            raise A3TError(f"{k} is unknown in the setting server{did_you_mean(k, known)}: it takes "
-                           f"{', '.join(known)}; put fields of the request itself into body")
+            raise A3TError(f"{k} is unknown in the setting server{did_you_mean(k, (*known, *ROLES))}: it takes "
+                           f"{', '.join(known)}, or an entry for each role; put fields of the request itself into body")
         if k != 'body' and not is_valid(v, known[k], k in ('limit', 'attempts', 'timeout')):
-            raise A3TError(f'{k} = {v!r} in the setting server is invalid: write a value such as {known[k]!r}')
+            such = 'two or three numbers, (0.15, 0.6, 0.075)' if k == 'price' else f'a value, {known[k]!r}'
+            raise A3TError(f'{k} = {v!r} in the setting server is invalid: write {such} for instance')
     return {k:v for k,v in server.items() if k != 'body'}, without_keys(body)
 
 def is_valid(

@@ -14,9 +14,10 @@ from ..core import A3TError
 # %% ../../nbs/models/responses.ipynb #resclass
 class Retry(Exception):
     "A failure that may pass: worth another attempt"
-    def __init__(self, what, wait=None):
+    def __init__(self, what, wait=None, advice=''):
         super().__init__(what)
-        self.wait = wait # seconds, if the server asks for a pause
+        self.wait = wait     # seconds, if the server asks for a pause
+        self.advice = advice # what to do if it does not pass
 
 class Refused(A3TError):
     "A server's final refusal"

@@ -105,10 +105,10 @@ def error_message(self:ServerModel, answer):
     return (text.replace(key, '…') if key else text)[:300]
 
 @patch
-def unusable(self:ServerModel, why):
+def unusable(self:ServerModel, why, advice=''):
     "The error of a server that does not work"
-    return A3TError(f'the server {self.url} does not work: {why}; look at its log, start it or correct its address, '
-                    f'then start again: finished work is kept')
+    advice = advice or 'look at its log, start it or correct its address'
+    return A3TError(f'the server {self.url} does not work: {why}; {advice}, then start again: finished work is kept')
 
 # %% ../../nbs/models/server.ipynb #35019cba
 ADVICE = { # status → what to do
@@ -142,7 +142,8 @@ def read(self:ServerModel, response, path):
         raise ContextFull(f'the server {self.url} refuses ({status}: {text or why}): the prompt is too long: start it '
                           f'with a longer context, or shorten the prompt')
     if status in PASSING or status >= 500 and status != 501:
-        raise Retry(f'{why}: {text}' if text else why, retry_after(response.headers))
+        busy = 'lower limit or raise attempts in the setting server'*(status == 429)
+        raise Retry(f'{why}: {text}' if text else why, retry_after(response.headers), busy)
     models = ', '.join(self.facts.get('models', [])[:5])
     advice = ADVICE.get(status, 'change the request: check the settings model and server')
     advice = advice.format(key=key_name(self.url), models=f' ({models})' if models else '')
@@ -159,7 +160,9 @@ async def once(self:ServerModel, session, path, body, check):
             async with asyncio.timeout(self.timeout):
                 response = await session.client.request('GET' if body is None else 'POST', self.url + path, json=body,
                                                         headers=headers)
-        except TimeoutError: raise Retry(f'it gave no answer within {self.timeout:g} seconds') from None
+        except TimeoutError:
+            raise Retry(f'it gave no answer within {self.timeout:g} seconds',
+                        advice='look at its log, or raise timeout or lower limit in the setting server') from None
         except httpx.ConnectError as e:
             if 'CERTIFICATE_VERIFY_FAILED' in str(e):
                 raise A3TError(f'the certificate of the server {self.url} cannot be verified ({e}): '
@@ -205,9 +208,11 @@ async def ask(self:ServerModel, path, body=None, check=None):
         self.facts.setdefault('answered', set()).add(path)
         self.facts.pop('failed', None)
     except Retry as e:
-        too_long = e.wait and e.wait > self.patience
-        why = f', and asks for a pause of {e.wait:.0f} seconds' if too_long else f', {self.attempts} times'
-        raise self.unusable(self.error_message(str(e)) + why) from None
+        why, advice = f', {self.attempts} times', e.advice
+        if e.wait and e.wait > self.patience:
+            why = f', and asks for a pause of {e.wait:.0f} seconds'
+            advice = 'wait as long, or raise patience in the setting server'
+        raise self.unusable(self.error_message(str(e)) + why, advice) from None
     finally: told.cancel()
     self.stats['requests'] += 1
     if 'completions' in path: count(requests=1)

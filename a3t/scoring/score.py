@@ -78,7 +78,7 @@ def evaluation_settings(
     elif not who.adapter: S |= {k:defaults()[k] for k in ACTING} | dict(quantize='none')
     typed = load_settings(preset or preset_names(read_settings())[0], given) # each value with its type
     S |= dict(model=who.model) | {k:typed[k] for k in given}
-    check_settings(S | NOT_ASKED)
+    check_settings(S | NOT_ASKED | ({} if 'server' in given else dict(server={})))
     if 'games' in given and 'games' not in environment_spec(S)[1]:
         raise A3TError(f"the environment {S['environment']} has no choice of games: omit --games, or choose another "
                        f"--preset")
