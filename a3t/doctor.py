@@ -141,6 +141,7 @@ def check_template(
     except A3TError as e: return [Check(f'chat template of {role}', False, *str(e).rsplit(': ', 1))]
     return []
 
+# %% ../nbs/doctor.ipynb #d1vllm01
 def check_vllm(
 )->Check:
     "Is vLLM installed?"

@@ -67,7 +67,7 @@ def test_presets_are_listed(project):
     p = project.a3t('presets')
     assert p.returncode == 0 and [l.split()[0] for l in p.stdout.strip().split('\n')] == ['smoke', 'small-model', 'cpu',
         'cpu-cooking', 'cpu-cooking-long', 'cpu-scienceworld', 'cpu-scienceworld-long', 'cpu-alfworld', 'cpu-webshop',
-        'paper-alfworld', 'paper-webshop']
+        'cpu-webshop-long', 'paper-alfworld', 'paper-webshop']
 
 # -- the score of an adapter
 
