@@ -766,19 +766,3 @@ def test_the_hub_is_asked_only_where_it_answers(monkeypatch):
     assert load_tokenizer('http://127.0.0.1:9/v1#no/such-model') is None and asked == [True]
     monkeypatch.setattr(api, 'hub_reachable', lambda: True)
     assert load_tokenizer('http://127.0.0.1:9/v1#no/such-model') is None and asked == [True, True, False]
-
-@pytest.mark.slow
-def test_a_round_explores_with_a_hosted_model_alone(tmp_path, monkeypatch):
-    "Its tokenizer is not on this machine: the stage succeeds without counting tokens"
-    from a3t.files import read_json
-    from a3t.runs.folders import open_run
-    from a3t.runs.executor import run_stage
-    monkeypatch.setenv('A3T_DATA', str(tmp_path))
-    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    with ToyServer(lambda b: MOVE) as toy:
-        hosted = dict(model=f'{toy.url}#no/such-model', opening='prompted', actre='base', train_tasks=2,
-                      eval_tasks=2, rounds=1)
-        run, _ = open_run(tmp_path/'runs'/'a', 'smoke', hosted)
-        run_stage(run, 'explore')
-    facts = read_json(run/'round_00'/'explore.done.json')['facts']
-    assert facts['tokens'] is None and facts['trajectories'] == 2

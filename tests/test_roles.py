@@ -110,6 +110,7 @@ def test_a_hosted_model_cannot_be_trained(place):
         open_run('data/runs/a', 'smoke', dict(model=HOSTED, actre='base', opening='prompted'))
         open_stage('baselines', 'data/runs/a')
     assert '\n' not in str(e.value)
+    with pytest.raises(A3TError, match='gpt-4o-mini. on this machine'): open_stage('explore', 'data/runs/a')
 
 def test_folders_without_weights(tmp_path, offline):
     with pytest.raises(A3TError, match='lacks config.json, weights, a tokenizer'):

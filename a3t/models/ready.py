@@ -134,6 +134,7 @@ def require_models(
 ):
     "`A3TError` with the first model of a stage that is not there; each server is asked once"
     roles = roles_of(settings, stage, round)
+    if stage == 'explore': require_weights(settings) # it counts the tokens of what will be trained on
     for role in roles if stage == 'baselines' else ():
         require_weights(settings, role)
         require_template(settings, role)
