@@ -21,8 +21,8 @@ from .envs.contract import check_needs
 from .extras import DISTRIBUTION, extra_of, install_command
 from .models.address import is_address
 from .models.ready import EMBEDDED, is_complete, require_server, require_template, served_roles
-from .models.roles import by_vllm, model_name, roles_of
-from .models.vllm import PROGRAM, find_vllm, told_version, vllm_version
+from .models.roles import by_vllm, model_name, roles_of, setting_of
+from .models.vllm import PROGRAM, require_vllm, told_version, vllm_version
 from .settings import load_settings, setting_faults
 
 # %% ../nbs/doctor.ipynb #cf96b625
@@ -129,7 +129,7 @@ def check_server(
     except A3TError as e:
         said = str(e).removesuffix(', then start again: finished work is kept') # nothing has started here
         at = max(said.rfind(': '), said.rfind('; ')) # where the advice begins
-        ok, found, fix = False, said[:at].removeprefix(f'{roles[0]} = '), said[at + 2:]
+        ok, found, fix = False, said[:at].removeprefix(f'{setting_of(settings, roles[0])} = '), said[at + 2:]
     return [Check(f'server of {role}', ok, found, fix) for role in roles]
 
 def check_template(
@@ -143,9 +143,10 @@ def check_template(
 
 # %% ../nbs/doctor.ipynb #d1vllm01
 def check_vllm(
+    settings:dict, # as `load_settings` gives them
 )->Check:
-    "Is vLLM installed?"
-    try: program = find_vllm()
+    "Is vLLM installed, in a version that can do what is asked?"
+    try: program = require_vllm(settings)
     except A3TError as e: return Check('vLLM', False, *str(e).split(': ', 1))
     name, version = vllm_version(program)
     if not name: version = told_version(program)
@@ -159,7 +160,7 @@ def check_models(
     "Is the model of each role there? Weights count once, servers for each role"
     S, roles = settings, roles_of(settings)
     local = [n for role in roles if not is_address(n := model_name(S, role)) or role == 'model']
-    engine = [check_vllm()] if any(by_vllm(S, role) for role in roles) else []
+    engine = [check_vllm(S)] if any(by_vllm(S, role) for role in roles) else []
     return ([c for n in dict.fromkeys(local) for c in check_weights(n)]
             + [c for role in roles for c in check_template(S, role)]
             + [c for same in served_roles(S, roles) for c in check_server(S, *same)] + engine)

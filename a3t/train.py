@@ -8,7 +8,7 @@ __all__ = ['FULL_DISK', 'LATER', 'lora', 'TrainingSettings', 'weighted', 'traine
            'rows_hash', 'train', 'train_together', 'launch']
 
 # %% ../nbs/method/09_train.ipynb #h3imports
-import contextlib, ctypes, hashlib, json, os, re, shlex, shutil, signal, subprocess, sys, time
+import contextlib, ctypes, hashlib, json, math, os, re, shlex, shutil, signal, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -174,6 +174,8 @@ def make_trainer(
     args, done = trainer_arguments(model, output/'checkpoints', S), checkpoints(output/'checkpoints')
     main = PartialState().is_main_process
     log = StepLog(output/'train.jsonl', checkpoint_step(done[-1]) if done else 0, progress if main else None, main)
+    total = S.epochs*len(batches(rows, S))
+    if math.ceil(total*S.warmup) >= total: args.warmup_steps = 0 # else the only step would learn nothing
     dpo, start = S.loss == 'dpo', [None]*len(rows)
     if S.kl: start = starting_logprobs(model, rows, output, compute, several)
     items = [(*item, s) for item,s in zip(weighted(rows), start)]

@@ -10,8 +10,10 @@ from a3t.models.local import LocalModel
 from a3t.models.packed import Packed
 from a3t.models.scripted import ScriptedModel
 from a3t.models.weights import load_model, tiny_model
-from a3t.quality.agreement import EPISODES, STEPS, agreement, moments
+from a3t.models.server import ServerModel
+from a3t.quality.agreement import EPISODES, STEPS, acted, agreement, moments, trainer_model
 from a3t.quality.alarms import BOUNDS, disagreement, stage_alarms
+from a3t.train import lora
 from test_alarms import names
 
 torch.set_num_threads(1)
@@ -27,6 +29,8 @@ def policy(request, tmp_path_factory):
 @pytest.fixture(scope='module')
 def some(policy): return moments(rollout(ToyHouse, HOUSE.tasks('train')[:3], policy))
 
+def compared(policy, some): return agreement(acted(policy, some), lambda: policy.lm.engine.model)
+
 def test_moments():
     step = lambda actor: Step('', 'look', 'room', actor)
     actors = 'sampled', 'policy', 'sampled', 'policy', 'sampled'
@@ -38,9 +42,9 @@ def test_moments():
     assert len(found) == EPISODES*STEPS and found == moments(many, 1) != moments(many, 2)
 
 def test_they_agree(policy, some):
-    found = agreement(policy, some)
+    found = compared(policy, some)
     assert found['tokens'] > 20 and found['largest'] < 1e-4 and found['format'] == 'float32'
-    assert disagreement(found) == [] and found == agreement(policy, some)
+    assert disagreement(found) == [] and found == compared(policy, some)
 
 def test_a_wrong_engine_is_an_alarm(policy, some, monkeypatch):
     "Positions off by one, a scale forgotten, and a wrong sum: each is found"
@@ -55,12 +59,31 @@ def test_a_wrong_engine_is_an_alarm(policy, some, monkeypatch):
     for place,name,wrong in errors:
         with monkeypatch.context() as m:
             m.setattr(place, name, wrong)
-            found = agreement(policy, some)
+            found = compared(policy, some)
         assert names(disagreement(found)) == ['acting and training disagree'], name
-    assert disagreement(agreement(policy, some)) == []
+    assert disagreement(compared(policy, some)) == []
 
-def test_a_server_is_not_compared():
-    assert agreement(ReAct(ScriptedModel([])), [HOUSE.exemplar]) == {} and disagreement({}) == disagreement(None) == []
+def test_a_lost_adapter_is_an_alarm(tmp_path):
+    "The trainer's model has the adapter; the engine acts with it, with none, and with another one"
+    folder = tiny_model(tmp_path/'m')
+    S, made = dict(model=str(folder), quantize='none', device='cpu'), {}
+    for seed in (1, 2):
+        model = lora(load_model(folder, device='cpu')[0], seed=seed)
+        torch.manual_seed(seed)
+        for k,p in model.named_parameters():
+            if 'lora_B' in k: torch.nn.init.normal_(p, std=.2)
+        model.save_pretrained(tmp_path/str(seed))
+        made[seed] = tmp_path/str(seed)
+    for adapter,good in ((made[1], True), (None, False), (made[2], False)):
+        policy = ReAct(LocalModel(*load_model(folder, device='cpu', adapter=adapter)), max_tokens=12)
+        found = agreement(acted(policy, [HOUSE.exemplar]), lambda: trainer_model(S, made[1]))
+        assert found['tokens'] > 5 and (disagreement(found) == []) == good, adapter
+
+def test_what_tells_no_logprobs_is_not_compared():
+    chat = ServerModel('http://127.0.0.1:9/v1/chat/completions#m')
+    for lm in (ScriptedModel([]), chat, ServerModel('http://127.0.0.1:9/v1#m')):
+        assert acted(ReAct(lm), [HOUSE.exemplar]) == []
+    assert agreement([], None) == {} and disagreement({}) == disagreement(None) == []
 
 def test_bounds():
     for kind,(mean, largest) in BOUNDS.items():

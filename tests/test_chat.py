@@ -171,11 +171,12 @@ def test_a_trained_adapter_acts_as_it_was_trained(chat_lm, tmp_path):
                  target_modules='all-linear', gradient_checkpointing=False)
     assert made['loss_last'] < .7*made['loss_first']
     policy, some = ReAct(chat_lm.adapter(made['adapter']), format='chat', max_tokens=24), moments([EXEMPLAR])
-    found = agreement(policy, some)
+    answers = acted(policy, some)
+    found = agreement(answers, lambda: policy.lm.engine.model)
     assert found['tokens'] > 20 and found['largest'] < 1e-3
-    (prompt, said, logprobs), *_ = acted(policy.lm, policy, some)
+    (prompt, said, logprobs), *_ = answers
     assert chat_lm.tokenizer.decode(prompt).startswith('<|im_start|>')
-    base = acted(chat_lm, policy, some)[0]
+    base = acted(ReAct(chat_lm, format='chat', max_tokens=24), some)[0]
     assert base[0] == prompt and (base[1], base[2]) != (said, logprobs)
 
 # -- what a template may not do

@@ -160,6 +160,7 @@ def test_a_program_that_tells_no_version_is_not_vllm(monkeypatch, tmp_path):
     program.write_text('#!/bin/sh\n')
     program.chmod(0o755)
     monkeypatch.setenv('A3T_VLLM', str(program))
-    assert not check_vllm().ok and 'does not tell its version' in check_vllm().found
+    S = dict(quantize='none', lora_rank=16)
+    assert not check_vllm(S).ok and 'does not tell its version' in check_vllm(S).found
     program.write_text('#!/bin/sh\necho INFO: CPU; echo 0.99.1+cpu\n')
-    assert check_vllm().ok and 'version 0.99.1+cpu' in check_vllm().found
+    assert check_vllm(S).ok and 'version 0.99.1+cpu' in check_vllm(S).found

@@ -55,6 +55,8 @@ def place(tmp_path, monkeypatch, offline):
     (dict(opening_trials=0), 'opening_trials = 0 must be'),
     (dict(server={'opening_model':{'timeout':1.}, 'timeout':3.}), 'opening_model in the setting server stands beside'),
     (dict(server={'actre_model':{'timuot':1.}}), 'timuot is unknown'),
+    (dict(server={'opening_model':{}, 'actre_modle':{}}), 'actre_modle is unknown .*did you mean actre_model'),
+    (dict(server={'opening_model':{'model':{}}}), 'model in the setting server stands beside or inside'),
     (dict(server={'actre_modle':{}}), 'actre_modle is unknown in the setting server .did you mean actre_model'),
     (dict(server={'price':1.}), 'write two or three numbers, .0.15'),
     (dict(server={'timeout':9.}), 'server is not used, because no model is on a server'),
@@ -177,6 +179,31 @@ def test_a_filtered_answer_has_its_price():
         gather([lm.complete('Task')])
     assert lm.stats['completion_tokens'] == 20 and lm.stats['cost'] == pytest.approx(4e-4)
     assert lm.stats['retries'] == 1
+
+def test_odd_counts_do_not_break_the_bill():
+    "Whole numbers written as fractions, more cached tokens than tokens, DeepSeek's name for them, absurd ones"
+    for usage,cached,cost in ((dict(prompt_tokens=10., completion_tokens=2.), 0, 14.),
+                              (dict(prompt_tokens=5, prompt_tokens_details=dict(cached_tokens=50)), 5, .5),
+                              (dict(prompt_tokens=8, prompt_cache_hit_tokens=4), 4, 4.4),
+                              (dict(prompt_tokens=10**400, completion_tokens=1), 0, 2.)):
+        answer = lambda b: dict(choices=[dict(text='x', finish_reason='stop')], usage=usage)
+        with ToyServer(answer) as toy:
+            lm = ServerModel(f'{toy.url}#toy', price=(1e6, 2e6, 1e5))
+            gather([lm.complete('Task')])
+        assert (lm.stats['cached_tokens'], lm.stats['cost']) == (cached, pytest.approx(cost))
+
+def test_a_filter_that_never_passes_is_named():
+    answer = lambda b: dict(choices=[dict(text='', finish_reason='content_filter')])
+    with ToyServer(answer) as toy, pytest.raises(A3TError, match='content_filter.*2 times; .*use another model, or a'):
+        gather([ServerModel(f'{toy.url}#toy', attempts=2, pause=.01).complete('Task')])
+
+def test_the_bill_of_a_stage_that_has_not_ended(place):
+    with ToyServer(teacher) as toy:
+        S = dict(opening='prompted', opening_model=f'{toy.url}#teacher', actre='base')
+        run, settings = open_run('data/runs/a', 'smoke', S)
+        Meter(stage_folder(run, 'explore', 0)/'explore.work'/'usage', 'opening_model').add(dict(prompt_tokens=70))
+    used, = run_usage(run, settings)
+    assert (used['stage'], used['role'], used['prompt_tokens']) == ('explore', 'opening_model', 70)
 
 def test_counts_that_are_no_numbers_are_none():
     answer = lambda b: dict(choices=[dict(text='x', finish_reason='stop')], usage=dict(
@@ -324,7 +351,8 @@ def test_a_chat_template_is_needed_before_the_first_request(place):
                               ('opening_model', dict(actre_model=chat, model=chat, opening_model=str(folder)))):
             S = settings(opening='prompted', actre='base', format='chat') | dict(model=str(folder)) | changes
             with pytest.raises(A3TError, match='has no chat template: set format') as e: require_template(S, role)
-            assert str(e.value).startswith(f'{role} = {folder}, format = chat: ') and '\n' not in str(e.value)
+            setting = 'model' if role == 'actre_model' else role # which is empty
+            assert str(e.value).startswith(f'{setting} = {folder}, format = chat: ') and '\n' not in str(e.value)
         with pytest.raises(A3TError, match='has no chat template'): require_models(S | dict(model=str(folder)))
         S = settings(format='chat', model=f'{toy.url}/chat/completions#{folder}')
         with pytest.raises(A3TError, match='has no chat template'): require_models(S)

@@ -239,6 +239,12 @@ def test_corrected_settings_are_accepted(nf4, rows, tmp_path):
               | dict(epochs=1, batch_size=1, learning_rate=1e30, max_grad_norm=1e30, warmup=0.))
     assert train(nf4[0], rows, tmp_path, **FAST | dict(epochs=1))['steps'] == 2
 
+def test_a_training_of_one_step_learns(nf4, rows, tmp_path):
+    "Its learning rate does not warm up, which would leave it at 0"
+    made = train(nf4[0], rows, tmp_path, **FAST | dict(epochs=1, batch_size=len(rows)))
+    state = load_file(tmp_path/'adapter'/'adapter_model.safetensors')
+    assert made['steps'] == 1 and any(v.any() for k,v in state.items() if 'lora_B' in k)
+
 def test_seed_counts(nf4, rows, tmp_path):
     h = [train(nf4[0], rows, tmp_path/str(i), **FAST | dict(epochs=1, seed=s))['adapter_hash']
          for i,s in enumerate((0, 0, 1))]

@@ -11,7 +11,7 @@ from a3t.models.ready import require_models
 from a3t.models.responses import Refused
 from a3t.models.roles import by_vllm
 from a3t.models.server import ServerModel
-from a3t.models.vllm import child_environment, find_vllm, new_log, vllm_flags, vllm_server, vllm_version
+from a3t.models.vllm import child_environment, find_vllm, new_log, require_vllm, vllm_flags, vllm_server, vllm_version
 from a3t.runs.folders import OUTPUTS
 from a3t.runs.stage import Stage
 from a3t.scoring.score import protocol_of, protocol_text
@@ -260,6 +260,13 @@ def test_flags():
     assert '--max-model-len' not in vllm_flags('m') and '--quantization' not in vllm_flags('m')
     with pytest.raises(A3TError, match='up to rank 512, not 513'): vllm_flags('m', rank=513)
 
+def test_what_vllm_cannot_do_is_said_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv('A3T_VLLM', program := str(environment_of_python(tmp_path, 'vllm-0.32.1')))
+    assert require_vllm(dict(quantize='none', lora_rank=16)) == program
+    for S,says in ((dict(quantize='nf4', lora_rank=16), 'vllm 0.32.1 has no 4-bit weights: set quantize = none'),
+                   (dict(quantize='none', lora_rank=600), 'up to rank 512, not 600')):
+        with pytest.raises(A3TError, match=says): require_vllm(S)
+
 def test_the_rank_of_an_adapter_counts(stub, folder, adapters):
     assert '32' in served(folder, adapters[1]).child.command and '8' in served(folder, adapters[0]).child.command
     assert served(folder).child is served(folder, adapters[0]).child
@@ -274,6 +281,7 @@ def test_which_roles_it_serves():
 @pytest.mark.parametrize('changes,says', [
     (dict(backend='local', vllm_flags='--x 3'), 'is not used by backend = local'),
     (dict(vllm_flags='--api-key=secret'), 'sets --api-key, which the stage decides'),
+    (dict(vllm_flags='--hos 0.0.0.0'), 'sets --hos, which the stage decides'),
     (dict(vllm_flags='--x "a'), 'No closing quotation'),
     (dict(model='http://127.0.0.1:8000/v1#m'), 'starts a server for weights on this machine')])
 def test_settings_that_contradict_each_other(changes, says):

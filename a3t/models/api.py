@@ -250,9 +250,10 @@ def server_arguments(
     except (TypeError, ValueError) as e: raise A3TError(f'body in the setting server is no JSON: {e}') from None
     own = [k for k in OWN_FIELDS if k in body] + [k for k in SET_FIELDS if body.get(k) is not None]
     if own: raise A3TError(f'{own[0]} in the body of the setting server is set by the run itself: remove it')
-    for k,v in server.items():
-        if k in ROLES: raise A3TError(f'{k} in the setting server stands beside {", ".join(set(server) - {k})}: give '
-                                      f'every role its own entry, or none')
+    for k,v in sorted(server.items(), key=lambda kv: kv[0] in ROLES): # unknown names first
+        if k in ROLES:
+            raise A3TError(f'{k} in the setting server stands beside or inside an entry that is for no role: give '
+                           f'every role its own entry, or none')
         if k not in known:
             raise A3TError(f"{k} is unknown in the setting server{did_you_mean(k, (*known, *ROLES))}: it takes "
                            f"{', '.join(known)}, or an entry for each role; put fields of the request itself into body")

