@@ -138,7 +138,8 @@ def _start(child, stops):
     child.process = process
     _running.add(child)
     with process.stdout: server = int(process.stdout.readline() or 0)
-    with tqdm(desc=f'starting {child.name}', bar_format='{desc}, {elapsed}', mininterval=1., leave=False) as bar:
+    often = 1. if sys.stderr.isatty() else 30. # seconds; a file keeps every line
+    with tqdm(desc=f'starting {child.name}', bar_format='{desc}, {elapsed}', mininterval=often, leave=False) as bar:
         while not _answers(child):
             ended = process.poll() is not None
             _check_wanted(child, stops)
