@@ -54,9 +54,9 @@ def told_version(
     program:str, # path of vLLM's program
 )->str: # '' if it tells none
     "The version that a program tells when asked; this takes a while"
-    try: told = subprocess.run([program, '--version'], capture_output=True, text=True, timeout=VERSION_TIME).stdout
+    try: told = subprocess.run([program, '--version'], capture_output=True, timeout=VERSION_TIME).stdout
     except (OSError, ValueError, subprocess.TimeoutExpired): return ''
-    last = told.strip().rpartition('\n')[2]
+    last = told.decode(errors='replace').strip().rpartition('\n')[2]
     return last if re.fullmatch(r'\d+\.\d+\S*', last) else ''
 
 def missing_metadata(
