@@ -12,7 +12,7 @@ from a3t.models.chatter import without_lead_in
 from a3t.models.ready import require_models, require_server, require_template, require_weights
 from a3t.models.roles import ROLES, roles_of, server_of
 from a3t.models.scripted import ScriptedModel
-from a3t.models.server import ServerModel
+from a3t.models.server import ServerModel, without_keys
 from a3t.models.thoughts import past_thoughts
 from a3t.models.toyserver import ToyServer
 from a3t.models.usage import Meter, Metered, counting, read_usage
@@ -60,7 +60,8 @@ def place(tmp_path, monkeypatch, offline):
     (dict(server={'actre_modle':{}}), 'actre_modle is unknown in the setting server .did you mean actre_model'),
     (dict(server={'price':1.}), 'write two or three numbers, .0.15'),
     (dict(server={'timeout':9.}), 'server is not used, because no model is on a server'),
-    (dict(server={'model':{'timeout':9.}}), 'server has an entry model, but tiny is on no server'),
+    (dict(model='http://127.0.0.1:1/v1#m', server={'opening_model':{}}), 'no server is asked as opening_model'),
+    (dict(server={'model':{'timeout':9.}}), 'server has an entry model, but no server is asked as model'),
     (dict(server={'actre_model':3}), 'must be a dict'),
     (dict(server={'body':{'x':{1, 2}}}), 'is not JSON serializable'),
     (dict(opening_model='http:/host/v1#m'), 'an address begins with http:// or https://'),
@@ -185,17 +186,31 @@ def test_odd_counts_do_not_break_the_bill():
     for usage,cached,cost in ((dict(prompt_tokens=10., completion_tokens=2.), 0, 14.),
                               (dict(prompt_tokens=5, prompt_tokens_details=dict(cached_tokens=50)), 5, .5),
                               (dict(prompt_tokens=8, prompt_cache_hit_tokens=4), 4, 4.4),
-                              (dict(prompt_tokens=10**400, completion_tokens=1), 0, 2.)):
+                              (dict(prompt_tokens=10**400, completion_tokens=1), 0, 2.),
+                              (dict(input_tokens=3, output_tokens=1), 0, 5.),
+                              (dict(prompt_tokens={}, prompt_tokens_details=5, completion_tokens=1), 0, 2.),
+                              (dict(prompt_tokens=3, completion_tokens_details=5), 0, 3.),
+                              (dict(total_tokens=9), 0, 0.)):
         answer = lambda b: dict(choices=[dict(text='x', finish_reason='stop')], usage=usage)
         with ToyServer(answer) as toy:
             lm = ServerModel(f'{toy.url}#toy', price=(1e6, 2e6, 1e5))
             gather([lm.complete('Task')])
         assert (lm.stats['cached_tokens'], lm.stats['cost']) == (cached, pytest.approx(cost))
 
-def test_a_filter_that_never_passes_is_named():
-    answer = lambda b: dict(choices=[dict(text='', finish_reason='content_filter')])
-    with ToyServer(answer) as toy, pytest.raises(A3TError, match='content_filter.*2 times; .*use another model, or a'):
+@pytest.mark.parametrize('answer,says', [
+    (dict(choices=[dict(text='', finish_reason='content_filter')]), 'content_filter.*2 times; .*use another model'),
+    (dict(error=dict(code='content_filter', message='blocked')), 'use another model, or a filter'),
+    (dict(choices=[dict(text='', finish_reason='network_error')]), 'network_error.*; look at its log')])
+def test_a_filter_that_never_passes_is_named(answer, says):
+    with ToyServer(lambda body: answer) as toy, pytest.raises(A3TError, match=says):
         gather([ServerModel(f'{toy.url}#toy', attempts=2, pause=.01).complete('Task')])
+
+def test_secrets_are_no_settings():
+    for name in ('api-key', 'X-Api-Key', 'apiKey', 'a.api_key', 'extra_headers', 'token', 'access_token', 'Bearer'):
+        for body in ({name:'x'}, dict(metadata=[{name:'x'}])):
+            with pytest.raises(A3TError, match='must not be in the settings'): without_keys(body)
+    fine = dict(prompt_cache_key='a', max_tokens=3, stop_token_ids=[2], metadata=dict(author='me'), monkey=1)
+    assert without_keys(fine) == fine
 
 def test_the_bill_of_a_stage_that_has_not_ended(place):
     with ToyServer(teacher) as toy:

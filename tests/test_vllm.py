@@ -263,6 +263,11 @@ def test_flags():
 def test_what_vllm_cannot_do_is_said_before_the_run(tmp_path, monkeypatch):
     monkeypatch.setenv('A3T_VLLM', program := str(environment_of_python(tmp_path, 'vllm-0.32.1')))
     assert require_vllm(dict(quantize='none', lora_rank=16)) == program
+    (tmp_path/'told').write_text('#!/bin/sh\necho 0.33.0\n')
+    (tmp_path/'told').chmod(0o755)
+    monkeypatch.setenv('A3T_VLLM', str(tmp_path/'told'))
+    with pytest.raises(A3TError, match='vLLM 0.33.0 has no 4-bit'): require_vllm(dict(quantize='nf4', lora_rank=16))
+    monkeypatch.setenv('A3T_VLLM', program)
     for S,says in ((dict(quantize='nf4', lora_rank=16), 'vllm 0.32.1 has no 4-bit weights: set quantize = none'),
                    (dict(quantize='none', lora_rank=600), 'up to rank 512, not 600')):
         with pytest.raises(A3TError, match=says): require_vllm(S)

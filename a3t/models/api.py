@@ -41,7 +41,7 @@ def read_choice(
     stop, # the stop strings of the request
 )->tuple: # (text, token ids, log-probabilities, finish)
     "The parts of a choice; token ids and log-probabilities are empty if the server returns none"
-    text, lp = choice.get('text') or '', choice.get('logprobs') or {}
+    text, lp = choice.get('text') or '', choice.get('logprobs') if isinstance(choice.get('logprobs'), dict) else {}
     ids, logprobs = choice.get('token_ids') or [], lp.get('token_logprobs') or []
     if content := lp.get('content'): # llama.cpp's form
         ids, logprobs = [c.get('id') for c in content], [c.get('logprob') for c in content]
@@ -82,7 +82,7 @@ def check_answer(
     choice, (generated, hidden) = res['choices'][0], generated_by(res)
     text, thought = answer_of(choice, chat)
     if text and text.strip(): return
-    if thought:
+    if thought or 0 < generated <= hidden:
         raise Retry(f'its answer is only a thought: {error_text(choice)}',
                     advice='raise thinking in the setting server, or use a model that does not think')
     if text is None or not (generated > hidden or choice.get('token_ids')): raise Retry('its answer has no text')

@@ -7,7 +7,7 @@ __all__ = ['MOST_TOKENS', 'ENDINGS', 'STATUS_WORDS', 'Retry', 'Refused', 'error_
            'message_of', 'error_status', 'failure', 'choice_failure']
 
 # %% ../../nbs/models/responses.ipynb #resimps1
-import json, re, time
+import json, math, re, time
 from email.utils import parsedate_to_datetime
 from ..core import A3TError
 
@@ -42,7 +42,7 @@ def retry_after(
 ): # seconds, or None
     "The pause that a server asks for (RFC 9110: seconds or a date)"
     text = headers.get('retry-after', '')
-    try: return max(float(text), 0.)
+    try: return max(float(text), 0.) if math.isfinite(float(text)) else None
     except ValueError: pass
     try: return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.)
     except (ValueError, TypeError): return None
@@ -56,12 +56,16 @@ def usage_of(
     "The token counts of a response; counts that are no whole numbers are none"
     usage = res['usage'] if isinstance(res.get('usage'), dict) else {}
     known = _counts(usage)
-    return known and known | {k:_counts(v) for k,v in usage.items() if isinstance(v, dict)}
+    for ours,theirs in (('prompt_tokens', 'input_tokens'), ('completion_tokens', 'output_tokens')): # Anthropic's
+        if theirs in known: known.setdefault(ours, known[theirs])
+    if not {'prompt_tokens', 'completion_tokens'} & known.keys(): return {}
+    return known | {k:_counts(usage.get(k)) for k in ('prompt_tokens_details', 'completion_tokens_details')}
 
 def _counts(usage):
     "The whole numbers of a dictionary"
     whole = lambda v: type(v) is int or type(v) is float and v.is_integer()
-    return {k:int(v) for k,v in usage.items() if whole(v) and 0 <= v < MOST_TOKENS}
+    items = usage.items() if isinstance(usage, dict) else ()
+    return {k:int(v) for k,v in items if whole(v) and 0 <= v < MOST_TOKENS}
 
 def generated_by(
     res:dict, # a response

@@ -100,10 +100,10 @@ def server_faults(
 )->list: # of str, one at most
     "Does `server` say something of a model that is on no server?"
     S = settings
-    asked = [r for r in ROLES if is_address(model_name(S, r)) or by_vllm(S, r)]
+    asked = [r for r in roles_of(S | dict(rounds=2)) if is_address(model_name(S, r)) or by_vllm(S, r)]
     unused = [r for r in S['server'] if r in ROLES and r not in asked]
     if unused:
-        return [f'setting server has an entry {unused[0]}, but {model_name(S, unused[0])} is on no server: remove it']
+        return [f'setting server has an entry {unused[0]}, but no server is asked as {unused[0]}: remove it']
     if asked or not S['server']: return []
     return ['setting server is not used, because no model is on a server: leave it empty']
 

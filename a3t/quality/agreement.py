@@ -13,6 +13,7 @@ from ..core import seed_for
 from ..data import Row
 from ..models.address import weights_name
 from ..models.base import ContextFull, encode_segments, gather
+from ..models.server import EXTRA_FIELDS
 from ..models.weights import load_model
 from ..train import TrainingSettings, lora, plan_compute
 from ..training.batches import row_logprobs
@@ -36,6 +37,14 @@ def _tells(lm):
     "Does a model tell the log-probability of each token that it writes? A local one, and a server that takes token ids"
     return hasattr(lm, 'engine') or not lm.chat and getattr(lm, '_tokenizer', None) is not None
 
+def _complete(lm, out):
+    "Are there a token id and a log-probability for each token, and has the model read token ids?"
+    of_server = getattr(lm, 'facts', None)
+    if of_server is not None and of_server.get('kind') not in EXTRA_FIELDS: return False
+    ids = len(out.token_ids) == len(out.logprobs) and all(type(i) is int and 0 <= i < len(lm.tokenizer)
+                                                         for i in out.token_ids)
+    return ids and all(type(l) in (int, float) for l in out.logprobs)
+
 def acted(
     policy, # a `ReAct`
     some, # from `moments`
@@ -50,8 +59,7 @@ def acted(
         try: out = await lm.complete(prompt, stop=('\n',), max_tokens=policy.max_tokens,
                                      temperature=policy.temperature, seed=seed_for(seed, i))
         except ContextFull: return None
-        told = len(out.token_ids) == len(out.logprobs) and None not in out.logprobs
-        return told and (encode_segments(lm.tokenizer, prompt), list(out.token_ids), list(out.logprobs))
+        return _complete(lm, out) and (encode_segments(lm.tokenizer, prompt), list(out.token_ids), list(out.logprobs))
     return [x for x in gather([one(*x) for x in enumerate(some)]) if x and x[1]]
 
 def trained(

@@ -195,8 +195,9 @@ def disagreement(
     if found['mean'] <= mean and found['largest'] <= largest: return []
     return [alarm('acting and training disagree', f"log-probabilities of {found['tokens']} tokens differ by "
                   f"{found['mean']:.2g} in the mean and {found['largest']:.2g} at most, beyond the bounds {mean:g} and "
-                  f"{largest:g} for {found['format']}: the engine acts with another adapter, or one of both computes "
-                  'this model wrongly; take another model, and please report this one')]
+                  f"{largest:g} for {found['format']}: the model acts with another adapter or in another number "
+                  'format than it is trained in, or one of both is computed wrongly: check adapter and quantize; if '
+                  'they are right, take another model, and please report this one')]
 
 # %% ../../nbs/quality/alarms.ipynb #d1a558fe
 def _lines(path): return [json.loads(l) for l in path.read_text(encoding='utf-8').splitlines()] if path.exists() else []

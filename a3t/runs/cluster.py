@@ -12,7 +12,7 @@ from collections import Counter
 from functools import lru_cache
 from fastcore.basics import patch
 from tqdm import tqdm
-from ..core import A3TError
+from ..core import A3TError, brief
 from ..files import project_root
 from ..extras import missing_package
 from ..models.api import language_model
@@ -43,11 +43,10 @@ def cluster(
                            ) from e
         except Exception as e:
             ray.shutdown()
-            if address != 'local' or 'timed out' not in str(e): raise
-            if not more:
-                raise A3TError(f'Ray did not start in {os.environ["RAY_raylet_start_wait_time_s"]} seconds: try again '
-                               f'when this machine has less to do, or raise RAY_raylet_start_wait_time_s in the '
-                               f'environment') from e
+            if more and address == 'local' and 'timed out' in str(e): continue
+            said, waits = brief(str(e).strip().rpartition('\n')[2]), os.environ['RAY_raylet_start_wait_time_s']
+            raise A3TError(f'Ray does not start ({said}): try again when this machine has less to do, or raise '
+                           f'RAY_raylet_start_wait_time_s, now {waits} seconds, in the environment') from e
     return ray
 
 # %% ../../nbs/runs/cluster.ipynb #crew002
