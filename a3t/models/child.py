@@ -128,7 +128,7 @@ def _launch(child):
 def _check_wanted(child, stops):
     "Give up a start during which the child was stopped"
     if child.stops == stops: return
-    child.stop()
+    child.end() # not `stop`, which would also give up a start that was asked for since
     raise A3TError(f'{child.name} was stopped while it started: ask again')
 
 def _start(child, stops):
@@ -145,7 +145,7 @@ def _start(child, stops):
             _check_wanted(child, stops)
             if ended: raise _ended(child, 'before it was ready')
             if time.monotonic() - since > child.patience:
-                child.stop(keep_log=True)
+                child.end(keep_log=True)
                 raise _ended(child, f'though it had {child.patience:g} seconds', 'is not ready,')
             time.sleep(LOOK)
             bar.update()
@@ -178,11 +178,10 @@ def up(self:Child):
         _start(self, stops)
 
 @patch
-def stop(self:Child,
+def end(self:Child,
     keep_log:bool=False, # keep what it printed? after an error it stays in any case
 ):
-    "End the server and all its processes, and wait until they are gone; a later `up` starts it again"
-    self.stops += 1
+    "End the server and all its processes, and wait until they are gone"
     process, self.pid, self.process = self.process, None, None
     if process is None: return
     keep_log = keep_log or bool(self.error)
@@ -191,6 +190,12 @@ def stop(self:Child,
     process.wait()
     self.starts, self.error = 0, ''
     if not keep_log: self.log.unlink(missing_ok=True)
+
+@patch
+def stop(self:Child):
+    "End the server, and give up a start that is under way; a later `up` starts it again"
+    self.stops += 1
+    self.end()
 
 @atexit.register
 def stop_children():
