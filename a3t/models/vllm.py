@@ -90,10 +90,11 @@ def require_vllm(
     "`A3TError` where vLLM is missing, or cannot do what the settings ask for"
     program = find_vllm()
     name, version = vllm_version(program)
-    if settings['quantize'] == 'nf4': version = version or told_version(program)
-    if settings['quantize'] == 'nf4' and tuple(map(int, re.findall(r'\d+', version)[:2])) >= WITHOUT_4BIT:
-        raise A3TError(f'{name or "vLLM"} {version} has no 4-bit weights: set quantize = none, or install an earlier '
-                       f'version')
+    if settings['quantize'] == 'nf4':
+        version = version or told_version(program)
+        if tuple(map(int, re.findall(r'\d+', version)[:2])) >= WITHOUT_4BIT:
+            raise A3TError(f'{name or "vLLM"} {version} has no 4-bit weights: set quantize = none, or install an '
+                           f'earlier version')
     largest_rank(settings['lora_rank'])
     return program
 

@@ -80,7 +80,7 @@ def number_format(
 def trainer_model(
     S:dict, # settings of a run
     adapter, # folder of an adapter
-)->torch.nn.Module: # loaded anew
+)->torch.nn.Module: # a copy of its own
     "The agent as the trainer has it: the adapter beside the weights, not merged into them"
     model, _ = load_model(weights_name(S['model']), S['quantize'], device=S['device'] or None)
     return lora(model, adapter=adapter).eval()
