@@ -25,7 +25,7 @@ run: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/ruff check --quiet a3t tests nbs/site.py nbs/wheel.py
-	$(BIN)/ruff check --quiet --select E501,F821 nbs
+	$(BIN)/ruff check --quiet --select E501,F401,F821 nbs
 	OMP_NUM_THREADS=1 $(BIN)/python tests/check_notebooks.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINING', 'Arms', 'outcomes', 'joined', 'in_waves', 'rollout_record', 'paired_p', 'compare', 'arms_table', 'forest',
-           'play_panel', 'trained_rows', 'train_and_play']
+           'explored', 'play_panel', 'trained_rows', 'train_and_play']
 
 # %% ../../nbs/quality/arms.ipynb #arms0004
 import time
@@ -22,6 +22,8 @@ from ..models.base import encode_segments
 from ..models.local import LocalModel
 from ..models.weights import load_model
 from ..prompts import segments
+from ..runs.executor import run_stage
+from ..runs.folders import open_run, stage_folder
 from ..training.log import read_log
 from ..train import train
 
@@ -161,6 +163,19 @@ def forest(
         ax.grid(axis='x', alpha=.3)
     axes[-1, 0].set_xlabel(label)
     return fig
+
+# %% ../../nbs/quality/arms.ipynb #armse001
+def explored(
+    folder, # of the run
+    preset:str, # settings
+    changes:dict=None, # settings that differ from the preset
+)->tuple: # list of successes; settings
+    "Successes that the stage `explore` finds in round 0 of a preset; it runs once"
+    run, S = open_run(folder, preset, (changes or {}) | dict(rounds=1))
+    stage = stage_folder(run, 'explore')
+    if not (stage/'explore.done.json').exists(): run_stage(run, 'explore')
+    return [t for t in read(stage/'trajectories') if t.won], S
+
 
 # %% ../../nbs/quality/arms.ipynb #arms0024
 TRAINING = ('learning_rate', 'batch_size', 'micro_tokens', 'lora_rank', 'lora_alpha', 'target_modules',
