@@ -8,7 +8,7 @@ LAYERS = ( # from the ground up: a module imports from its own layer or from tho
     ('values', 'settings'), ('agents',),
     ('compose', 'accumulate', 'losses', 'data', 'evaluate'),
     ('opening', 'training'), ('train',), ('quality', 'exchange', 'envs.webshop.browser'), ('runs',),
-    ('scoring', 'trainers', 'view'), ('doctor', 'bench'), ('cli',))
+    ('scoring', 'trainers', 'view', 'quality.arms'), ('doctor', 'bench'), ('cli',))
 MODULE_LINES, FUNCTION_LINES, CELL_LINES = 400, 40, 40
 
 def modules():
