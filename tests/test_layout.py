@@ -1,5 +1,6 @@
 "The house is in order: a notebook's path is its module's path, imports point downwards, and nothing is too long"
 import ast, json, re
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,11 +63,23 @@ def test_there_is_no_circle():
     assert circle({'a':{'b'}, 'b':{'c'}, 'c':{'b'}}) == ['b', 'c'] and circle({'a':{'b'}, 'b':set()}) is None
     assert circle({m:imported(m, p) for m,p in modules().items()}) is None
 
+def cells():
+    "Notebook → type and source of each of its cells"
+    read = lambda p: json.loads(p.read_text(encoding='utf-8'))['cells']
+    return {p:[(c['cell_type'], ''.join(c['source']).strip()) for c in read(p)] for p in (ROOT/'nbs').rglob('*.ipynb')}
+
+def repeated(texts, shortest=60):
+    "Texts that stand there more than once; short ones may"
+    return [t for t,n in Counter(texts).items() if n > 1 and len(t) >= shortest]
+
+def test_no_cell_stands_twice_in_a_notebook():
+    assert repeated(['one cell', 'two'], 3) == [] and repeated(['one cell', 'one cell', 'a', 'a'], 3) == ['one cell']
+    assert not [f'{p.name}: {t[:60]}' for p,cs in cells().items() for t in repeated(t for _,t in cs)]
+
 def test_a_notebook_stands_where_its_module_does():
     wrong = []
-    for p in (ROOT/'nbs').rglob('*.ipynb'):
-        source = '\n'.join(''.join(c['source']) for c in json.loads(p.read_text(encoding='utf-8'))['cells']
-                           if c['cell_type'] == 'code')
+    for p,cs in cells().items():
+        source = '\n'.join(text for kind,text in cs if kind == 'code')
         if not (m := re.search(r'^#\| *default_exp +(\S+)', source, re.M)): continue
         where = re.sub(r'^\d\d_', '', p.relative_to(ROOT/'nbs').as_posix().removesuffix('.ipynb').removeprefix(
             'method/'))
