@@ -3,12 +3,14 @@ import json, random, re, shutil, subprocess, sys
 from dataclasses import replace
 import pytest
 from a3t.core import A3TError, seed_for, trajectory_id
-from a3t.agents import Wording
+from a3t.agents import Wording, rollout
 from a3t.envs import scienceworld
 from a3t.envs.contract import check_environment, replay_equal
 from a3t.envs.base import play
 from a3t.envs.scienceworld import *
+from a3t.envs.scienceworld.script import follow_goal, room_for, wanted
 from a3t.models.base import gather
+from a3t.scoring.players import Function
 
 needs_java = pytest.mark.skipif(not shutil.which('java'), reason='ScienceWorld needs Java: install Java 8 or newer')
 
@@ -38,6 +40,17 @@ def test_walkthrough_wins(env, name):
     gold = list(env.server.getGoldActionSequence())
     t = play(env, f'dev/{name}/{v}', gold)
     assert t.won and t.reward == 1 and t.task_type == name
+
+def test_the_script_reads_the_task():
+    assert re.match(wanted('find the animal with the longest life span'), 'baby bear')
+    assert re.match(wanted('find a(n) non-living thing. First, focus on the thing.'), 'chair')
+    assert wanted('Your task is to focus on the green pea, then to focus on the red box.') == 'green\\ pea'
+    assert room_for('It is around the workshop.', random.Random(0)) == 'workshop'
+
+@needs_java
+def test_the_script_acts_on_what_is_offered(env):
+    played = rollout(lambda: env, env.tasks('dev')[::40][:3], Function(follow_goal), limit=1)
+    assert all(s.valid for t in played for s in t.steps) and any(t.reward for t in played)
 
 @needs_java
 def test_score_rises_and_a_wrong_focus_ends_it(env):
@@ -152,7 +165,8 @@ def check_refusals(env, tasks, steps):
     returns the number of different ones"""
     env.max_steps = 10**9
     found = [x for t in tasks for x in wander(env, t, steps)]
-    described = re.compile('This (?:room|outside)|In your inventory|You (?!can)') # or it tells what the agent did
+    # or it tells what the agent did; whatever is disconnected counts as done
+    described = re.compile('This (?:room|outside)|In your inventory|You (?!can)|.* has been disconnected$')
     accepted = {shape(obs) for _, obs, listed, same, _ in found if listed or not same}
     refused = {shape(x[1]):x for x in found if shape(x[1]) not in accepted and not described.match(x[1])}
     assert not [x for x in refused.values() if x[-1]], 'unknown refusals'

@@ -203,6 +203,7 @@ class WebShop(Visit, TextEnv):
         'First search, then click a product that fits, click each option that is asked for, and at last click[buy '
         'now]. What you buy must have all attributes and options, and cost no more than the limit.')
     splits = SPLITS
+    scripts = {name:f'a3t.envs.webshop.scripts:{name}' for name in ('first_hit', 'best_hit')}
 
     def __init__(self,
         shop:Shop, # the catalogue
