@@ -54,7 +54,8 @@ def follow_goal(
     seed:int=0, # of this step
 )->str: # a command
     "An agent that looks for what the task names"
-    rng, goal, did, can = random.Random(seed), info['goal'], history.actions, info['admissible_actions']
+    rng, did = random.Random(seed), history.actions
+    goal, can = info['goal'], info['admissible_actions']
     if not did: return f'teleport to {room_for(goal, rng)}'
     held = [a.removeprefix('pick up ') for a in did if a.startswith('pick up ')]
     focused = [a.removeprefix('focus on ') for a in did if a.startswith('focus on ')]
