@@ -176,7 +176,6 @@ def explored(
     if not (stage/'explore.done.json').exists(): run_stage(run, 'explore')
     return [t for t in read(stage/'trajectories') if t.won], S
 
-
 # %% ../../nbs/quality/arms.ipynb #arms0024
 TRAINING = ('learning_rate', 'batch_size', 'micro_tokens', 'lora_rank', 'lora_alpha', 'target_modules',
             'contrast_floor',
