@@ -298,10 +298,12 @@ def pattern(
     args:list, # names in its action
     held:list, # what is held, if anything
     goals:list, # what the exemplar's task names
+    details:dict={}, # name → text, from the environment
 )->tuple: # of str and of slots (kind, name)
     "A sentence of the exemplar with slots for its names"
     places = dict.fromkeys(goals, 'goal') | dict.fromkeys(held, 'held') | {w:i for i,w in reversed([*enumerate(args)])}
-    names = '|'.join(map(re.escape, sorted({*args, *held, *goals}, key=len, reverse=True)))
+    places |= {text:name for name,text in details.items()}
+    names = '|'.join(map(re.escape, sorted(places, key=len, reverse=True)))
     parts = [p for p in re.split(rf'(?<!\w)({names})(?!\w| \d)', reason) if p] if names else [reason]
     return tuple((places[p], p) if p in places else p for p in parts)
 
@@ -345,8 +347,9 @@ class Wording:
         for i,s in enumerate(exemplar.steps):
             held, args = held_thing(env, exemplar.actions[:i], self.endings), env.things(s.action)
             known = {w:roles(env, w, args, held) for w in goals}
+            details = env.details(replace(exemplar, steps=exemplar.steps[:i]), s.action)
             for patterns,text in ((self.patterns, s.reason), (self.aimless, INTENTION.sub('', s.reason))):
-                if text: patterns.append((s.action, bool(held), pattern(text, args, held, goals), known))
+                if text: patterns.append((s.action, bool(held), pattern(text, args, held, goals, details), known))
         if not self.patterns: raise A3TError('the exemplar has no reasons: grounded reasons are made of its sentences')
 
 # %% ../nbs/method/03_agents.ipynb #242e139d
@@ -358,15 +361,17 @@ def sentences(self:Wording,
     "All reasons that name only what was seen or asked for, and are not false where the environment judges that"
     env, goal = self.env, traj.goal
     args, held = env.things(action), held_thing(env, [s.action for s in traj.steps if s.valid], self.endings)
-    fillers = dict(enumerate([[a] for a in args]), held=held, goal=env.words(goal))
+    details = env.details(traj, action)
+    fillers = dict(enumerate([a] for a in args)) | dict(held=held, goal=env.words(goal))
+    fillers |= {name:[text] for name,text in details.items()}
     word = lambda a: re.match(r'\w*', a)[0]
     def nearness_of(a):
         if env.verb(a, self.goal) == env.verb(action, goal): return 0
         return 1 if word(a) == word(action) else 2
     near = {a:nearness_of(a) for a,*_ in self.patterns}
     def some(patterns, nearness, strict):
-        """Sentences, with the number of words whose role they keep; strict: 2 every role, 1 no word that has
-        another role, 0 any"""
+        """Sentences, with the number of details and of words whose role they keep; strict: 2 every role, 1 no word
+        that has another role, 0 any"""
         for a,h,pat,known in patterns:
             if h != bool(held) or near[a] != nearness: continue
             def fits(old, new):
@@ -375,7 +380,8 @@ def sentences(self:Wording,
                 if known[old]: return new not in self.explained and not (strict and role)
                 return (old in self.explained) == (new in self.explained)
             for t in filled(pat, fillers, fits):
-                yield t, sum(bool(known[n]) for k,n in set(p for p in pat if isinstance(p, tuple)) if k == 'goal')
+                slots = {p for p in pat if isinstance(p, tuple)}
+                yield t, sum(k in details or k == 'goal' and bool(known[n]) for k,n in slots)
     # *so I go to cabinet 1* is the intention of no other verb
     tried = ((self.patterns, 0), (self.aimless, 0), (self.aimless, 1), (self.aimless, 2))
     groups = next(filter(None, ([f for strict in (2, 1, 0) for f in [list(some(*x, strict))] if f] for x in tried)), [])

@@ -99,11 +99,18 @@ def test_the_moment_is_the_simulators_state(rooms, seed):
 # -- other worlds
 
 @pytest.mark.parametrize('n,reason,true', [
-    (0, 'I have chosen what the task says, so I buy it.', False), (5, 'I have chosen what the task says.', False),
-    (6, 'I have chosen what the task says, so I buy it.', True),
+    (0, 'I have chosen what the task says, so I buy it.', False), (7, 'I have chosen what the task says.', False),
+    (8, 'I have chosen what the task says, so I buy it.', True),
     (1, 'The task says purple, so I choose purple.', False),
-    (5, 'The task says 60x84 inches, and that is 60 x 84 inch.', True),
-    (5, 'The task says green, and that is 60 x 84 inch.', False)])
+    (7, 'The task says 60x84 inches, and that is 60 x 84 inch.', True),
+    (7, 'The task says green, and that is 60 x 84 inch.', False),
+    (2, 'The task says 60x84 inches, and that is not offered here, so I go back.', True),
+    (2, 'The task says green, and that is not offered here, so I go back.', False), # its title says so
+    (4, 'The task says 60x84 inches, and that is not offered here, so I go back.', False),
+    (3, 'The task says 60x84 inches, and that is not offered here, so I go back.', False), # no product is open
+    (1, 'mini000002 costs $18.0, and the limit is 60.00, so I look at it.', True),
+    (1, 'mini000002 costs $17.0, and the limit is 60.00, so I look at it.', False),
+    (1, 'mini000002 costs $18.0, and the limit is 50.00, so I look at it.', False)])
 def test_shopping_reasons(n, reason, true): assert truth(shop, reason, at(exemplar(), n)) is true
 
 @pytest.mark.parametrize('n,reason,action,true', [

@@ -155,6 +155,27 @@ def idle(self:TextEnv,
     "Does an action change nothing and reveal nothing that the episode has not shown?"
     return False
 
+# %% ../../nbs/envs/base.ipynb #basedet1
+@patch
+def details(self:TextEnv,
+    history:Trajectory, # the episode before the action
+    action:str, # a command
+)->dict: # name → text, e.g. {'price': '$24.5'}: slots of the exemplar's reasons
+    "What a reason for an action may name, besides the words of the action and of the task"
+    return {}
+
+@patch
+def lacks(self:TextEnv)->tuple: # words of the task; here nothing
+    "What the task asks for and is not to be had where the agent is"
+    return ()
+
+@patch
+def leaps(self:TextEnv,
+    traj, # a `Trajectory` that wins
+)->bool: # here never
+    "Does a success make a choice for which the text gives no reason?"
+    return False
+
 # %% ../../nbs/envs/base.ipynb #0ba1ee2e
 @patch
 def save(self:TextEnv)->tuple: # hashable; `restore` takes it back

@@ -39,6 +39,10 @@ def shorten(
     return play(env, task, in_order(env, task, canonicalise(env, task, shrink(env, task, actions))))
 
 # %% ../../nbs/method/05_opening.ipynb #op000013
+def _copyable(env, traj, looks):
+    "Can an agent that reads only the text learn to win like this? Without looks, all choices are leaps"
+    return traj.won and not acts_on_unseen(traj) and not (looks and env.leaps(traj))
+
 def first_successes(
     env, # an environment that can `save`, `restore` and name its state by `key`
     task:str, # task id
@@ -57,7 +61,7 @@ def first_successes(
         best = shorten(env, task, actions)
         made = [add_search(env, best, looks, prior, seed_for(seed, v)) for v in range(variants)]
     finally: env.max_steps = limit
-    good = lambda t: t.won and len(t) <= max_steps and not acts_on_unseen(t)
+    good = lambda t: len(t) <= max_steps and _copyable(env, t, looks)
     return [t for i,t in enumerate(made) if good(t) and t not in made[:i]]
 
 # %% ../../nbs/method/05_opening.ipynb #op000016
@@ -86,7 +90,7 @@ def search_all(
 )->list: # of `Trajectory` that win, without reasons
     "Add a search before each discovery of some successes"
     searched = [add_search(env, t, looks, prior, seed) for t in successes]
-    return [t for t in searched if t.won and not acts_on_unseen(t)]
+    return [t for t in searched if _copyable(env, t, looks)]
 
 # %% ../../nbs/method/05_opening.ipynb #op000022
 PASSES = ('imitated', 'imitated2', 'imitated3') # stores of the three passes of imitation

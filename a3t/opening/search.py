@@ -77,8 +77,10 @@ class SearchPrior:
         return sorted((a for a in actions if self.probability(kind, a, goal)), key=key)
 
 # %% ../../nbs/opening/search.ipynb #lookback
-_Look = NamedTuple('Look', [('actions', list), ('text', str), ('there', dict), ('back', list), ('after', dict)])
-_Look.__doc__ = "Actions that look somewhere, what they show, `info` there, the action that leads back, `info` after it"
+_Look = NamedTuple('Look', [('actions', list), ('text', str), ('there', dict), ('back', list), ('after', dict),
+                             ('lacks', tuple)])
+_Look.__doc__ = """Actions that look somewhere, what they show, `info` there, the action that leads back, `info` after
+it, and what the task asks for and is not there"""
 
 def _new(env, action, seen):
     "(observation, `info`) of a valid action that leads to a new state, or None"
@@ -99,19 +101,19 @@ def _look(env, info, action, after, seen, may_return):
     cannot go on from there, the look must return"""
     start, key, had = env.save(), env.key(), set(info['admissible_actions'])
     if not (found := _new(env, action, seen)): return env.restore(start) and None
-    (text, there), here, goes_on = found, env.key(), _same(env, after)
+    (text, there), here, goes_on, lacks = found, env.key(), _same(env, after), env.lacks()
     back = None if goes_on or not may_return else _way_back(env, there, key)
     if not goes_on and not back: return env.restore(start) and None
     seen.add(here)
-    if back: return _Look([action], text, there, *back)
+    if back: return _Look([action], text, there, *back, lacks)
     for b in there['admissible_actions']:
         if b in had or set(env.things(b)) != set(env.things(action)) or not env.things(b): continue
         before = env.save()
         if (more := _new(env, b, seen)) and _same(env, after):
             seen.add(env.key())
-            return _Look([action, b], f'{text}\n{more[0]}', more[1], [], more[1])
+            return _Look([action, b], f'{text}\n{more[0]}', more[1], [], more[1], env.lacks())
         env.restore(before)
-    return _Look([action], text, there, [], there)
+    return _Look([action], text, there, [], there, lacks)
 
 def _same(env, after):
     "Do all later actions get the same observations from here? The environment is left as it was"
@@ -184,7 +186,7 @@ def _search(env, traj, i, names, prior, looks, rng):
         alike = env.verb(a, goal) == env.verb(walk, goal)
         if not (look := _look(env, info, a, traj.steps[i:], seen, alike)): continue
         new = {n for b in look.there['admissible_actions'] for n in env.things(b) if env.kind(n) == env.kind(thing)
-               and _shows(look.text, n) and not _shows(text, n)}
+               and _shows(look.text, n) and not _shows(text, n) and not look.lacks}
         for other in sorted(new):
             if found := substitute(env, traj, i, thing, [*before, *chain(*path), *look.actions], other):
                 return found, i + sum(map(len, path)) + 1

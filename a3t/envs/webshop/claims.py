@@ -6,45 +6,40 @@
 __all__ = ['SHOP_RULES', 'chosen']
 
 # %% ../../../nbs/envs/webshop/claims.ipynb #wc000003
-import re
 from fastcore.basics import patch
 from ..claims import CUT_SENTENCES, judged, says
 from .catalogue import typed
-from .env import MINI_TAGS, MiniShop, WebShop, mentions, option_clicks
+from .env import WebShop, option_clicks
+from .evidence import affordable, asked, bare, lacking, standing, store
 
 # %% ../../../nbs/envs/webshop/claims.ipynb #wc000005
-def _bare(text): return re.sub(r'[\W_]', '', text.lower())
-
 def _same(a, b):
     "Are two texts the same but for spaces, punctuation and an ending?"
-    a, b = map(_bare, (a, b))
+    a, b = map(bare, (a, b))
     return bool(a and b) and (a.startswith(b) or b.startswith(a))
-
-def _asks(goal, x):
-    "Does a task ask for an option? A size may be written otherwise: *60x84 inches* for *60 x 84 inch*"
-    return mentions(goal, x) or (len(_bare(x)) > 3 and bool(re.search(r'\d', x)) and _bare(x) in _bare(goal))
 
 def chosen(
     shop, # a `Shop`
     history, # `Trajectory`: the episode so far
 )->bool: # is everything clicked? False where no product is open
     "Has the agent clicked the options of the opened product that the task mentions?"
-    product, clicked, goal = None, {}, typed(history.goal)
-    for s in history.steps:
-        x = typed(s.action.removesuffix(']').partition('[')[2])
-        if not s.valid or not s.action.startswith('click['): continue
-        asin = x.upper() if x.upper() in MINI_TAGS else shop.named(x)
-        if asin: product, clicked = (MiniShop() if asin in MINI_TAGS else shop).product(asin), {}
-        elif product and (option := option_clicks(product.options).get(x)): clicked[option.option] = x
-    if not product: return False
-    asked = {}
-    for x,c in option_clicks(product.options).items():
-        if _asks(goal, x): asked.setdefault(c.option, set()).add(x)
-    return all(clicked.get(option) in values for option,values in asked.items())
+    at, wanted = standing(shop, history), {}
+    if not at.asin: return False
+    options = option_clicks(store(shop, at.asin).product(at.asin).options)
+    for x in asked(typed(history.goal), options): wanted.setdefault(options[x].option, set()).add(x)
+    return all(at.clicked.get(option) in values for option,values in wanted.items())
+
+def _missing(shop, history, x): return any(_same(x, w) for w in lacking(shop, history))
+
+def _costs(shop, history, x, price, limit):
+    "Is this product's price within this limit?"
+    return affordable(shop, history.goal, x) == dict(price=price, limit=limit)
 
 SHOP_RULES = { # claim → function of the shop, the episode and what the claim names
+    r'the task says (.+), and that is not offered here': lambda shop, h, x: says(h.goal, x) and _missing(shop, h, x),
     r'the task says (.+), and that is (.+)': lambda shop, h, x, y: says(h.goal, x) and _same(x, y),
     r'the task (?:says|asks for) (.+)': lambda shop, h, x: says(h.goal, x),
+    r'(.+) costs (.+), and the limit is (.+)': _costs,
     r'i have seen this page': lambda shop, h: bool(h.observation),
     r'i have chosen what the task says': chosen}
 

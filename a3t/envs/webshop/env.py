@@ -317,7 +317,9 @@ MINI_ASKED = {'MINI000001':[dict(
 MINI_STEPS = (
     ('The task says green linen tablecloth that is machine washable, 60x84 inches, so I search for it.',
      'search[green linen tablecloth that is machine washable, 60x84 inches]'),
-    ('mini000001 may be what the task says, so I look at it.', 'click[mini000001]'),
+    ('mini000002 costs $18.0, and the limit is 60.00, so I look at it.', 'click[mini000002]'),
+    ('The task says 60x84 inches, and that is not offered here, so I go back.', 'click[< prev]'),
+    ('mini000001 costs $24.5, and the limit is 60.00, so I look at it.', 'click[mini000001]'),
     ('The task says machine washable, so I read the features.', 'click[features]'),
     ('I have seen this page, so I go on.', 'click[< prev]'),
     ('The task says green, so I choose green.', 'click[green]'),
@@ -379,9 +381,6 @@ def _verb(shop, action, goal):
 
 @patch
 def verb(self:WebShop, action, goal=''): return _verb(self.shop, action, goal)
-
-@patch
-def form(self:WebShop, action, goal=''): return self.verb(action, goal), ()
 
 @patch
 def things(self:WebShop, action): return [action.removesuffix(']').partition('[')[2]]
