@@ -1,5 +1,6 @@
 "Every alarm, provoked by name: the pure functions, a stage, the progress line, the report"
 import json, math
+from dataclasses import replace
 from pathlib import Path
 import pytest
 from a3t.accumulate import append
@@ -48,6 +49,8 @@ def test_incoherent_reasons():
     assert names(incoherent_reasons(with_reason('The spoon 9 is here.', n=30))) == ['incoherent reasons']
     assert not incoherent_reasons(with_reason('The shelf 1 is here.', n=30))
     assert not incoherent_reasons(with_reason('', n=30)) and not incoherent_reasons([])
+    shop = [replace(t, goal='i need size 8') for t in with_reason('The task says 8, so I choose 8.', n=30)]
+    assert not incoherent_reasons(shop), 'no thing is named'
     mixed = with_reason('The shelf 1 is here.', n=28) + with_reason('The spoon 9.', n=2)
     assert not incoherent_reasons(mixed), 'two of thirty may be chance'
 

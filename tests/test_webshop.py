@@ -24,6 +24,7 @@ from a3t.envs.panel import Panel
 from a3t.envs.contract import check_environment, replay_equal
 from a3t.opening.imitate import Skeletons, imitate
 from a3t.opening.explore import explore, shrink, wins
+from a3t.opening.search import SearchPrior, add_search
 from a3t.opening import first_successes
 from a3t.envs.webshop.generator import generate_shop
 from a3t.prompts import parse_step, render_step
@@ -388,6 +389,49 @@ def test_reasons_name_what_is_clicked_or_asked_for(explored):
             assert said and not any(name in x for x in said for name in ('linen', 'mini0', '60x84')), (s.action, said)
             if env.verb(s.action, traj.goal) in ('search', 'part', 'product', 'asked', 'option'):
                 assert all(env.things(s.action)[0] in x for x in said)
+
+def test_a_product_above_the_limit_has_a_form_of_its_own(shop):
+    env = WebShop(shop)
+    asin = next(a.decode() for a in shop.index._ids if shop.product(a.decode()).pricing)
+    price, click = shop.product(asin).pricing[0], f'click[{asin.lower()}]'
+    form = lambda limit: env.form(click, f'i need a cloth, and price lower than {limit:.2f} dollars')[0]
+    assert (form(price + 1), form(price - .01), env.form(click, 'i need a cloth')[0]) == ('product', 'dear', 'product')
+
+def test_options_come_in_the_order_of_the_instruction(shop):
+    env, goal = WebShop(shop), 'i need a cloth, size 60x84 inches, color green, and price lower than 60.00 dollars'
+    clicks = ['search[cloth]', 'click[60 x 84 inch]', 'click[green]', 'click[red]', 'click[buy now]']
+    ranks = [env.rank(a, goal) for a in clicks]
+    assert ranks == sorted(ranks) and ranks[0] == 0 < ranks[1] < ranks[2] < ranks[3]
+
+def test_a_search_shows_why_it_goes_on(explored):
+    env, tasks, found = explored
+    made = [play(env, t, a) for t,a in found.items()]
+    mini = WebShop.__new__(WebShop)
+    vars(mini).update(shop=MiniShop(), max_steps=15, pages='short', rewards='original')
+    mini.goals = MiniGoals(mini.shop)
+    straight = play(mini, mini.exemplar.task, [a for a in mini.exemplar.actions[3:] if a not in NAVIGATION])
+    straight = play(mini, mini.exemplar.task, [mini.exemplar.actions[0], *straight.actions])
+    for world, t in [(env, t) for t in made] + [(mini, straight)]:
+        t = add_search(world, t, 4, SearchPrior(world, made if world is env else [t]), 0)
+        before = [replace(t, steps=t.steps[:i]) for i in range(len(t.steps))]
+        back = [h for h,s in zip(before, t.steps) if s.action == 'click[< prev]' and 'Buy Now' in h.steps[-1].observation]
+        assert env.leaps(t) or t.won and all(world.details(h, 'click[< prev]') for h in back)
+    (h,) = back
+    assert Wording(mini.exemplar, mini).sentences(h, 'click[< prev]') == [mini.exemplar.steps[2].reason]
+
+def test_what_no_page_explains_leaps(shop):
+    env = WebShop(shop, pages='short')
+    for task in env.tasks('train'):
+        env.reset(options={'task':task})
+        search = f'search[{searches(env.goal.text)[0]}]'
+        hits = [h for h in shop.hits(searches(env.goal.text)[0])[:10]
+                if env.form(f'click[{h.lower()}]', env.goal.text)[0] == 'product']
+        if len(hits) > 1: break
+    first, second = (f'click[{h.lower()}]' for h in hits[:2])
+    leaps = lambda *actions: env.leaps(play(env, task, [search, *actions]))
+    assert not leaps(first) and leaps(second) and leaps(first, 'click[back to search]', search)
+    lacks = bool(env.details(play(env, task, [search, first]), 'click[< prev]'))
+    assert leaps(first, 'click[< prev]', second) is not lacks
 
 def test_searches_leave_the_asking_out():
     request = lambda text: searches(text)[0]

@@ -35,8 +35,7 @@ def check_texts(
     trial.must(ex.won and ex.goal.strip() and ex.observation.strip(),
                'exemplar must be a success (won=True) with a goal and an observation')
     trial.must(ex.task_type in env.task_types, f'exemplar has the task type {ex.task_type!r}: add it to task_types')
-    trial.must(any(s.reason for s in ex.steps),
-               'exemplar has no reasons: give its steps reasons, they are what prompts show')
+    trial.must(any(s.reason for s in ex.steps), 'exemplar has no reasons: give its steps some, prompts show them')
     _exemplar_steps(trial, ex)
     _exemplar_claims(trial, ex)
     longest = getattr(env, 'max_steps', None)
@@ -55,13 +54,17 @@ def _exemplar_steps(trial, ex):
 
 # %% ../../nbs/envs/contract.ipynb #c7a100claim
 def _exemplar_claims(trial, ex):
-    "Check that no reason of the exemplar is false"
+    "Check that no reason of the exemplar is false, that details are texts, and that it shows why it chooses"
     for i,s in enumerate(ex.steps):
-        claims = trial.call('claims', s.reason, replace(ex, steps=ex.steps[:i]), s.action)
+        before = replace(ex, steps=ex.steps[:i])
+        details, claims = trial.call('details', before, s.action), trial.call('claims', s.reason, before, s.action)
+        texts = isinstance(details, dict) and all(isinstance(x, str) for kv in details.items() for x in kv)
+        trial.must(texts, f'details(…, {s.action!r}) gives {details!r}: make it a dict of name → text')
         good = isinstance(claims, dict) and all(v in (True, False, None) for v in claims.values())
         trial.must(good, f'claims({s.reason!r}, …) gives {claims!r}: make it a dict of claim → True, False or None')
         wrong = [c for c,v in claims.items() if v is False]
         trial.must(not wrong, f'claims says that {wrong[:1]} in the exemplar is false: correct the reason or its rule')
+    trial.must(trial.call('leaps', ex) is False, 'leaps(exemplar) must be False: let it show why it chooses')
 
 # %% ../../nbs/envs/contract.ipynb #c7a10006b
 def _panels(trial, split, tasks):

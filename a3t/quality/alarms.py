@@ -69,10 +69,15 @@ def incoherent_steps(
     res = []
     for t in trajectories:
         seen = f'{t.goal}\n{t.observation}'.lower()
+        shown = (text for s in t.steps for text in (t.observation, s.observation, s.action))
+        kinds = {n.split(' ')[0] for text in shown for n in NUMBERED.findall(text.lower())}
         for s in t.steps:
             seen += f'\n{s.action}'.lower()
             if s.reason:
-                res.append(broken(s.reason) or bool(unseen(NUMBERED.findall(s.reason.lower()), seen)))
+                named = [n.split(' ') for n in NUMBERED.findall(s.reason.lower())]
+                # *says 8* names no thing: no *says* has ever a number, and 8 was seen
+                things = [f'{kind} {n}' for kind,n in named if kind in kinds or unseen([n], seen)]
+                res.append(broken(s.reason) or bool(unseen(things, seen)))
             seen += f'\n{s.observation}'.lower()
     return res
 
