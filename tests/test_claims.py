@@ -114,12 +114,16 @@ def test_the_moment_is_the_simulators_state(rooms, seed):
 def test_shopping_reasons(n, reason, true): assert truth(shop, reason, at(exemplar(), n)) is true
 
 @pytest.mark.parametrize('n,reason,action,true', [
-    (0, 'I have not gone every way, so I go north.', 'go north', True),
-    (2, 'I have not gone every way, so I go south.', 'go south', False),
-    (3, 'I have not tried this yet.', 'examine stove', False), (2, 'I have not tried this yet.', 'examine stove', True),
-    (7, 'I have done what the task says.', 'prepare meal', False), (8, 'I have done what the task says.', '', True),
-    (8, 'The meal is ready, so I eat it.', 'eat meal', False),
-    (9, 'The meal is ready, so I eat it.', 'eat meal', True)])
+    (0, 'I have not gone north from the hall, so I go north.', 'go north', True),
+    (0, 'I have gone every way from the hall, so I go north.', 'go north', False),
+    (1, 'I have gone every way from the pantry, so I go east.', 'go east', True),
+    (1, 'I have not gone east from the pantry, so I go east.', 'go east', False),
+    (2, 'I have not gone west from the hall, so I go west.', 'go west', False),
+    (2, 'I have gone every way from the pantry, so I go west.', 'go west', False), # it is elsewhere
+    (5, 'I have not tried this yet.', 'examine stove', False), (4, 'I have not tried this yet.', 'examine stove', True),
+    (9, 'I have done what the task says.', 'prepare meal', False), (10, 'I have done what the task says.', '', True),
+    (10, 'The meal is ready, so I eat it.', 'eat meal', False),
+    (11, 'The meal is ready, so I eat it.', 'eat meal', True)])
 def test_cooking_reasons(n, reason, action, true):
     assert truth(kitchen, reason, at(Cooking.exemplar, n), action) is true
 

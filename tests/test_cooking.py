@@ -13,8 +13,8 @@ from a3t.envs.cooking.kitchen import *
 from a3t.envs.cooking import *
 from a3t.envs.cooking.script import follow_recipe
 from a3t.models.base import gather
-from a3t.opening import find_all
-from a3t.opening.explore import explore, in_order, shrink
+from a3t.opening import find_all, shorten
+from a3t.opening.explore import explore, in_order, shrink, wins
 from a3t.opening.imitate import Skeletons
 from a3t.scoring.players import import_function
 from a3t.settings import load_settings
@@ -134,6 +134,13 @@ def test_exemplar_is_our_own(env):
     for i,s in enumerate(env.exemplar.steps):
         assert s.reason in words.sentences(replace(env.exemplar, steps=env.exemplar.steps[:i]), s.action)
 
+def test_a_success_leaps_where_it_walks_to_and_fro(env):
+    exemplar = Cooking({'exemplar/both/0000':cooking.EXEMPLAR_GAME})
+    leaps = lambda *actions: exemplar.leaps(play(exemplar, 'exemplar/both/0000', actions))
+    assert not exemplar.leaps(env.exemplar) and not leaps('go west', 'go east', 'open oak door', 'go north')
+    assert leaps('open oak door', 'go north', 'go south', 'go north'), 'it has not gone west'
+    assert not leaps('open oak door', 'go north', 'go south', 'go west', 'go east', 'go north')
+
 def test_steps_come_in_the_order_of_the_task(env):
     task = of_level(env, 'both')
     way, food = env.games[task]['walkthrough'], env.games[task]['recipe'][0][0]
@@ -166,6 +173,15 @@ def test_exploring_finds_and_shrinks(env):
     task = of_level(env, 'cook')
     found, n = explore(env, task, 20_000)
     assert n < 20_000 and play(env, task, shrink(env, task, found)).won
+
+def test_no_two_neighbours_of_a_shortened_success_can_be_left_out():
+    kitchen = dict(cooking.EXEMPLAR_GAME['rooms']['kitchen'], north=['yard', ''])
+    rooms = cooking.EXEMPLAR_GAME['rooms'] | dict(kitchen=kitchen, yard=dict(south=['kitchen', '']))
+    house, task = Cooking({'exemplar/both/0000':cooking.EXEMPLAR_GAME | dict(rooms=rooms)}), 'exemplar/both/0000'
+    walk = [a for a in Cooking.exemplar.actions if a != 'examine stove'][2:]
+    at = walk.index('dice zucchini with knife')
+    best = shorten(house, task, [*walk[:at], 'go south', walk[at], 'go north', *walk[at+1:]]).actions
+    assert not any(wins(house, task, best[:i] + best[i+2:]) for i in range(len(best) - 1)), best
 
 def test_files(file, monkeypatch):
     before = file.stat().st_mtime_ns

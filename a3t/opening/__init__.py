@@ -36,7 +36,10 @@ def shorten(
     actions:list, # a success
 ): # a `Trajectory` that wins; no single action of it can be left out
     "Shorten a success: delete actions, use the lowest object numbers that win, and put the rest in order"
-    return play(env, task, in_order(env, task, canonicalise(env, task, shrink(env, task, actions))))
+    best = canonicalise(env, task, shrink(env, task, actions))
+    ordered = in_order(env, task, best)
+    # what stood between *go south* and *go north* may be elsewhere now
+    return play(env, task, ordered if ordered == best else shrink(env, task, ordered))
 
 # %% ../../nbs/method/05_opening.ipynb #op000013
 def _copyable(env, traj, looks):

@@ -8,6 +8,7 @@ __all__ = ['EXEMPLAR_GAME', 'EXEMPLAR_STEPS', 'OPPOSITE', 'COOKING_RULES', 'Cook
 
 # %% ../../../nbs/envs/cooking/index.ipynb #h1imports
 import re
+from dataclasses import replace
 from functools import lru_cache
 from fastcore.basics import patch
 from ...core import A3TError, Step, Trajectory, content_hash
@@ -158,15 +159,18 @@ def rank(self:Cooking, action, goal=''):
 
 # %% ../../../nbs/envs/cooking/index.ipynb #ab3281ec
 EXEMPLAR_GAME = dict(level='both', start='hall',
-    rooms=dict(hall=dict(north=['kitchen', 'oak door']), kitchen=dict(south=['hall', 'oak door'])),
+    rooms=dict(hall=dict(north=['kitchen', 'oak door'], west=['pantry', '']), pantry=dict(east=['hall', '']),
+               kitchen=dict(south=['hall', 'oak door'])),
     furniture=dict(counter=['s', 'kitchen'], cupboard=['c', 'kitchen'], oven=['oven', 'kitchen'],
                    stove=['stove', 'kitchen'], table=['s', 'kitchen']),
     things=dict(cookbook='table', knife='counter', leek='counter', zucchini='cupboard'),
     foods=dict(leek=['edible', 'raw', 'uncut'], zucchini=['edible', 'raw', 'uncut']),
     closed=['cupboard', 'oak door', 'oven'], open=[], recipe=[['zucchini', 'fried', 'diced']], walkthrough=[])
 EXEMPLAR_STEPS = (
+    ('I have not gone west from the hall, so I go west.', 'go west'),
+    ('I have gone every way from the pantry, so I go east.', 'go east'),
     ('The zucchini may be behind the oak door, so I open it.', 'open oak door'),
-    ('I have not gone every way, so I go north.', 'go north'),
+    ('I have not gone north from the hall, so I go north.', 'go north'),
     ('I have not tried this yet.', 'examine stove'),
     ('The zucchini may be in the cupboard, so I open it.', 'open cupboard'),
     ('The task asks for zucchini, so I take it.', 'take zucchini from cupboard'),
@@ -192,15 +196,20 @@ Cooking.exemplar = _exemplar()
 # %% ../../../nbs/envs/cooking/index.ipynb #ckclaim1
 OPPOSITE = dict(north='south', south='north', east='west', west='east')
 
-def _untried_ways(history):
-    "Ways out that an episode has shown and not gone: (room, direction)"
+def _whereabouts(history):
+    "The room, and the ways out that an episode has shown and not gone: (room, direction)"
     room, shown, gone = '', set(), set()
     for action, text in [('', history.observation), *((s.action, s.observation) for s in history.steps)]:
         if not (m := re.match(r'You are in the (.+?)\.', text)): continue
         if (way := action.removeprefix('go ')) in OPPOSITE: gone |= {(room, way), (m[1], OPPOSITE[way])}
         room = m[1]
         shown |= {(room, w) for w in OPPOSITE if re.search(rf'\b{w}\b', text.partition('Ways out: ')[2])}
-    return shown - gone
+    return room, shown - gone
+
+def _nothing_left(history):
+    "Did the agent go all ways out of its room?"
+    here, untried = _whereabouts(history)
+    return all(room != here for room,_ in untried)
 
 def _all_done(history):
     "Did the agent follow all directions?"
@@ -208,13 +217,28 @@ def _all_done(history):
 
 COOKING_RULES = { # claim → function of the episode, the action and what the claim names
     r'the task (?:says|asks for) (.+)': lambda h, a, x: says(h.goal, x),
-    r'i have not gone every way': lambda h, a: bool(_untried_ways(h)),
+    r'i have not gone (\w+) from the (.+)': lambda h, a, way, room: (room, way) in _whereabouts(h)[1],
+    r'i have gone every way from the (.+)': lambda h, a, room: _nothing_left(h) and room == _whereabouts(h)[0],
     r'i have not tried this yet': lambda h, a: a not in h.actions if a else None,
     r'i have (not )?done what the task says': lambda h, a, no: _all_done(h) == (not no),
     r'the meal is ready': lambda h, a: any(s.valid and s.action == 'prepare meal' for s in h.steps)}
 
 @patch
 def claims(self:Cooking, reason, history, action=''): return judged(reason, COOKING_RULES, history, action)
+
+@patch
+def details(self:Cooking, history, action):
+    return dict(room=_whereabouts(history)[0]) if action.startswith('go ') else {}
+
+@patch
+def leaps(self:Cooking, traj):
+    "A success leaps where it leaves a room by a way that it has gone, and has not gone the others"
+    for i,s in enumerate(traj.steps):
+        before, way = replace(traj, steps=traj.steps[:i]), s.action.removeprefix('go ')
+        if way not in OPPOSITE: continue
+        here, untried = _whereabouts(before)
+        if (here, way) not in untried and not _nothing_left(before): return True
+    return False
 
 # %% ../../../nbs/envs/cooking/index.ipynb #11582f8b
 @lru_cache(4)
