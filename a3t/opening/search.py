@@ -21,14 +21,17 @@ def discoveries(
     env, # splits an action into form and names
     traj, # a `Trajectory`
 )->list: # of (number of the step that must be preceded by search, names that are discovered)
-    "Where a trajectory first sees what it later uses; the walk there is a part of it"
-    known, res, start = traj.observation, [], 0
+    "Where a trajectory first sees what it later uses; the walk there is a part of it, from each room on the way"
+    known, res, start, first = traj.observation, [], 0, 0 # first: of the steps before `start` that have its verb
+    verbs, things = [env.verb(a, traj.goal) for a in traj.actions], [{*env.things(a)} for a in traj.actions]
     for i,s in enumerate(traj.steps):
-        new = {n for later in traj.actions[i+1:] for n in env.things(later) if _shows(s.observation, n)
+        new = {n for names in things[i+1:] for n in names if _shows(s.observation, n)
                and not _shows(known, n) and not _shows(s.action, n)}
-        if new: res.append((start, new))
+        if new: res += [(j, new) for j in range(first, start + 1)]
         known += '\n' + s.observation
-        if new or not {*env.things(s.action)} & {n for a in traj.actions[i+1:i+2] for n in env.things(a)}: start = i+1
+        if not new and things[i].intersection(*things[i+1:i+2]) and i + 1 < len(things): continue
+        if new or start != i or verbs[i] not in verbs[i+1:i+2]: first = i+1
+        start = i+1
     return res
 
 # %% ../../nbs/opening/search.ipynb #a0000002
@@ -168,6 +171,12 @@ def _shown_before(env, traj, i, thing):
     return None
 
 # %% ../../nbs/opening/search.ipynb #57a9ef4a
+def _leaps(env, traj, actions):
+    "Do some actions leap? The environment is left as it was"
+    here, leaps = env.save(), env.leaps(play(env, traj.task, actions))
+    env.restore(here)
+    return leaps
+
 def _search(env, traj, i, names, prior, looks, rng):
     "One discovery: (the trajectory with a search before step i, or with another object; the step to go on from)"
     walk, before, goal = traj.actions[i], list(traj.actions[:i]), traj.goal
@@ -185,6 +194,9 @@ def _search(env, traj, i, names, prior, looks, rng):
         snapshot = env.save()
         alike = env.verb(a, goal) == env.verb(walk, goal)
         if not (look := _look(env, info, a, traj.steps[i:], seen, alike)): continue
+        if look.back and _leaps(env, traj, [*before, *chain(*path), *look.actions, *look.back]):
+            info = env.restore(snapshot) # no text says why it goes back
+            continue
         new = {n for b in look.there['admissible_actions'] for n in env.things(b) if env.kind(n) == env.kind(thing)
                and _shows(look.text, n) and not _shows(text, n) and not look.lacks}
         for other in sorted(new):
