@@ -414,7 +414,8 @@ def test_a_search_shows_why_it_goes_on(explored):
     for world, t in [(env, t) for t in made] + [(mini, straight)]:
         t = add_search(world, t, 4, SearchPrior(world, made if world is env else [t]), 0)
         before = [replace(t, steps=t.steps[:i]) for i in range(len(t.steps))]
-        back = [h for h,s in zip(before, t.steps) if s.action == 'click[< prev]' and 'Buy Now' in h.steps[-1].observation]
+        left = lambda h, s: s.action == 'click[< prev]' and 'Buy Now' in h.steps[-1].observation
+        back = [h for h,s in zip(before, t.steps) if left(h, s)]
         assert env.leaps(t) or t.won and all(world.details(h, 'click[< prev]') for h in back)
     (h,) = back
     assert Wording(mini.exemplar, mini).sentences(h, 'click[< prev]') == [mini.exemplar.steps[2].reason]

@@ -140,27 +140,19 @@ def words(self:TextEnv,
 
 # %% ../../nbs/envs/base.ipynb #baserank1
 @patch
-def rank(self:TextEnv,
-    action:str, # a command
-    goal:str='', # the task in words
-)->int: # the lower, the earlier; here all actions are equal
+def rank(self:TextEnv, action:str, goal:str='')->int: # the lower, the earlier; here all actions are equal
     "Which of two actions comes first in a success that was found, if either may"
     return 0
 
 # %% ../../nbs/envs/base.ipynb #baseidle2
 @patch
-def idle(self:TextEnv,
-    action:str, # a command
-)->bool: # e.g. True for AlfWorld's `look` and `inventory`; here nothing is idle
+def idle(self:TextEnv, action:str)->bool: # e.g. True for AlfWorld's `look` and `inventory`; here nothing is idle
     "Does an action change nothing and reveal nothing that the episode has not shown?"
     return False
 
 # %% ../../nbs/envs/base.ipynb #basedet1
 @patch
-def details(self:TextEnv,
-    history:Trajectory, # the episode before the action
-    action:str, # a command
-)->dict: # name → text, e.g. {'price': '$24.5'}: slots of the exemplar's reasons
+def details(self:TextEnv, history:Trajectory, action:str)->dict: # name → text, e.g. {'price': '$24.5'}
     "What a reason for an action may name, besides the words of the action and of the task"
     return {}
 
@@ -170,9 +162,7 @@ def lacks(self:TextEnv)->tuple: # words of the task; here nothing
     return ()
 
 @patch
-def leaps(self:TextEnv,
-    traj, # a `Trajectory` that wins
-)->bool: # here never
+def leaps(self:TextEnv, traj:Trajectory)->bool: # here never
     "Does a success make a choice for which the text gives no reason?"
     return False
 

@@ -62,6 +62,7 @@ def broken(
     repeated = most(zip(words, words[1:], words[2:])) > 2 or most(words) > max(6, len(words)/2)
     return not words or letters < .6*len(NUMBERED.sub('', reason)) or repeated or 'act[' in reason or 'think[' in reason
 
+# %% ../../nbs/quality/alarms.ipynb #incoher1
 def incoherent_steps(
     trajectories, # of `Trajectory`
 )->list: # of bool, one for each reason

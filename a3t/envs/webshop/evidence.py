@@ -121,6 +121,8 @@ def affordable(
 # %% ../../../nbs/envs/webshop/evidence.ipynb #we000018
 LAST = 10**6 # rank of what an instruction does not ask for
 
+def _on_item(history): return bool(history.steps) and 'Buy Now' in history.steps[-1].observation
+
 @patch
 def form(self:WebShop, action, goal=''):
     verb = self.verb(action, goal)
@@ -142,8 +144,7 @@ def lacks(self:WebShop):
 def details(self:WebShop, history, action):
     name = inside(action)
     if found := affordable(self.shop, history.goal, name): return found
-    on_item = bool(history.steps) and 'Buy Now' in history.steps[-1].observation
-    gone = lacking(self.shop, history)[:1] if name == '< prev' and on_item else ()
+    gone = lacking(self.shop, history)[:1] if name == '< prev' and _on_item(history) else ()
     return dict(zip(('missing',), gone))
 
 @patch
@@ -153,9 +154,9 @@ def leaps(self:WebShop, traj):
         before, name = replace(traj, steps=traj.steps[:i]), typed(inside(s.action))
         at = standing(self.shop, before)
         if s.action.startswith('search[') and i: return True
-        if name == '< prev' and at.asin and not lacking(self.shop, before): return True
-        if asin := self.shop.named(name):
-            hits = self.shop.hits(at.query)
+        if name == '< prev' and _on_item(before) and not lacking(self.shop, before): return True
+        if asin := name.upper() if name.upper() in MINI_TAGS else self.shop.named(name):
+            hits = store(self.shop, asin).hits(at.query)
             earlier = hits[:hits.index(asin)] if asin in hits else ()
             if any(affordable(self.shop, traj.goal, h.lower()) and h not in opened for h in earlier): return True
             opened.add(asin)
