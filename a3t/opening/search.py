@@ -22,7 +22,8 @@ def discoveries(
     traj, # a `Trajectory`
 )->list: # of (number of the step that must be preceded by search, names that are discovered)
     "Where a trajectory first sees what it later uses; the walk there is a part of it, from each room on the way"
-    known, res, start, first = traj.observation, [], 0, 0 # first: of the steps before `start` that have its verb
+    known, res = traj.observation, []
+    start, first = 0, 0 # first: of the steps before `start` that have its verb
     verbs, things = [env.verb(a, traj.goal) for a in traj.actions], [{*env.things(a)} for a in traj.actions]
     for i,s in enumerate(traj.steps):
         new = {n for names in things[i+1:] for n in names if _shows(s.observation, n)
@@ -104,7 +105,8 @@ def _look(env, info, action, after, seen, may_return):
     cannot go on from there, the look must return"""
     start, key, had = env.save(), env.key(), set(info['admissible_actions'])
     if not (found := _new(env, action, seen)): return env.restore(start) and None
-    (text, there), here, goes_on, lacks = found, env.key(), _same(env, after), env.lacks()
+    (text, there), lacks = found, env.lacks()
+    here, goes_on = env.key(), _same(env, after)
     back = None if goes_on or not may_return else _way_back(env, there, key)
     if not goes_on and not back: return env.restore(start) and None
     seen.add(here)

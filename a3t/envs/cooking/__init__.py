@@ -223,6 +223,7 @@ COOKING_RULES = { # claim → function of the episode, the action and what the c
     r'i have (not )?done what the task says': lambda h, a, no: _all_done(h) == (not no),
     r'the meal is ready': lambda h, a: any(s.valid and s.action == 'prepare meal' for s in h.steps)}
 
+# %% ../../../nbs/envs/cooking/index.ipynb #ckclaim3
 @patch
 def claims(self:Cooking, reason, history, action=''): return judged(reason, COOKING_RULES, history, action)
 

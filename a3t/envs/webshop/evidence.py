@@ -89,7 +89,8 @@ def standing(
     history, # `Trajectory`: the episode so far
 )->Standing: # after its last step
     "The last search, the opened product, and what was clicked on it"
-    query, asin, clicked, sub = '', '', {}, False
+    query, asin = '', ''
+    clicked, sub = {}, False
     for s in history.steps:
         x = typed(inside(s.action))
         if not s.valid or not x: continue
@@ -101,6 +102,7 @@ def standing(
         sub = x in SUB_PAGES
     return Standing(query, asin, clicked)
 
+# %% ../../../nbs/envs/webshop/evidence.ipynb #we000020
 def lacking(shop, history):
     "What is missing on the page of the opened product"
     at = standing(shop, history)
@@ -147,6 +149,7 @@ def details(self:WebShop, history, action):
     gone = lacking(self.shop, history)[:1] if name == '< prev' and _on_item(history) else ()
     return dict(zip(('missing',), gone))
 
+# %% ../../../nbs/envs/webshop/evidence.ipynb #we000021
 @patch
 def leaps(self:WebShop, traj):
     opened = set()
