@@ -206,10 +206,14 @@ def _whereabouts(history):
         shown |= {(room, w) for w in OPPOSITE if re.search(rf'\b{w}\b', text.partition('Ways out: ')[2])}
     return room, shown - gone
 
-def _nothing_left(history):
-    "Did the agent go all ways out of its room?"
+def _nothing_left(room, untried):
+    "Did the agent go all ways out of a room?"
+    return all(other != room for other,_ in untried)
+
+def _gone_from(history, action, room):
+    "Is the agent in this room, and did it go all ways out of it?"
     here, untried = _whereabouts(history)
-    return all(room != here for room,_ in untried)
+    return room == here and _nothing_left(here, untried)
 
 def _all_done(history):
     "Did the agent follow all directions?"
@@ -218,7 +222,7 @@ def _all_done(history):
 COOKING_RULES = { # claim → function of the episode, the action and what the claim names
     r'the task (?:says|asks for) (.+)': lambda h, a, x: says(h.goal, x),
     r'i have not gone (\w+) from the (.+)': lambda h, a, way, room: (room, way) in _whereabouts(h)[1],
-    r'i have gone every way from the (.+)': lambda h, a, room: _nothing_left(h) and room == _whereabouts(h)[0],
+    r'i have gone every way from the (.+)': _gone_from,
     r'i have not tried this yet': lambda h, a: a not in h.actions if a else None,
     r'i have (not )?done what the task says': lambda h, a, no: _all_done(h) == (not no),
     r'the meal is ready': lambda h, a: any(s.valid and s.action == 'prepare meal' for s in h.steps)}
@@ -238,7 +242,7 @@ def leaps(self:Cooking, traj):
         before, way = replace(traj, steps=traj.steps[:i]), s.action.removeprefix('go ')
         if way not in OPPOSITE: continue
         here, untried = _whereabouts(before)
-        if (here, way) not in untried and not _nothing_left(before): return True
+        if (here, way) not in untried and not _nothing_left(here, untried): return True
     return False
 
 # %% ../../../nbs/envs/cooking/index.ipynb #11582f8b
