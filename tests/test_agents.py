@@ -341,6 +341,34 @@ def test_exploring_is_repeatable(house):
     assert first_successes(house, task, variants=2, seed=1) == first_successes(house, task, variants=2, seed=1)
     assert house.max_steps == 10**9
 
+class Fair(TextEnv):
+    "Forty things to take, of which one pays, and only the one that paid wins when it is shown"
+    task_types, splits, exemplar = ('fair',), ('train',), None
+    def tasks(self, split): return [f'train/{i}' for i in range(10)]
+    def reset(self, *, seed=None, options=None):
+        self.paid = False
+        return '', self._info()
+    def _info(self, won=False):
+        return dict(goal='win', valid=True, won=won, admissible_actions=[f'{v} {x}' for v in VERBS for x in range(40)])
+    def step(self, action):
+        self.paid = self.paid or action == 'take 7'
+        won = self.paid and action == 'show 7'
+        return '', won or self.paid/2, won, False, self._info(won)
+    def things(self, action): return action.split()[1:]
+    def key(self): return self.paid
+    def save(self): return self.paid
+    def restore(self, paid):
+        self.paid = paid
+        return self._info()
+
+VERBS = ('take', 'show')
+
+def test_exploring_goes_on_with_what_was_paid(monkeypatch):
+    def steps(): return sum(explore(Fair(), t, 20_000)[1] for t in Fair().tasks('train'))
+    with_it = steps()
+    monkeypatch.setattr('a3t.opening.explore.ON_PAID', 0)
+    assert 1.25*with_it < steps()
+
 def test_no_budget_no_success(house): assert first_successes(house, house.tasks('train')[0], budget=1) == []
 
 def test_names_that_were_never_shown():

@@ -33,6 +33,7 @@ def at(traj, n): return replace(traj, steps=traj.steps[:n])
 def test_possibilities_and_intentions_claim_nothing():
     assert clauses('The pen may be in the drawer, so I open it.') == []
     assert clauses('I see none and need a mug.') == ['I see none', 'need a mug']
+    assert clauses('The task says 4.25 ounce, so I choose 4.25 ounce.') == ['The task says 4.25 ounce']
 
 @given(st.text(max_size=60))
 def test_any_text_is_judged(text):

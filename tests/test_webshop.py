@@ -403,12 +403,30 @@ def test_options_come_in_the_order_of_the_instruction(shop):
     ranks = [env.rank(a, goal) for a in clicks]
     assert ranks == sorted(ranks) and ranks[0] == 0 < ranks[1] < ranks[2] < ranks[3]
 
-def test_a_search_shows_why_it_goes_on(explored):
-    env, tasks, found = explored
-    made = [play(env, t, a) for t,a in found.items()]
+def mini_shop():
     mini = WebShop.__new__(WebShop)
     vars(mini).update(shop=MiniShop(), max_steps=15, pages='short', rewards='original')
     mini.goals = MiniGoals(mini.shop)
+    return mini
+
+def test_a_part_of_a_longer_option_is_not_asked_for():
+    sizes = dict(Size=[dict(value=v) for v in ('small', 'large', 'large tall')])
+    env = mini_shop()
+    env.shop.product = lambda asin: make_product(dict(MINI_ITEMS[0], customization_options=sizes), {}, ())
+    forms = [env.form(f'click[{v}]', f'a shirt in size {wanted}')[0]
+             for wanted in ('large', 'large tall') for v in ('large', 'large tall')]
+    assert forms == ['asked', 'option', 'option', 'asked']
+
+def test_no_purchase_without_the_options_that_are_asked_for():
+    env, actions = mini_shop(), exemplar().actions
+    bought = [play(env, exemplar().task, [actions[0], actions[1], actions[2], actions[3], *more, actions[-1]])
+              for more in ((), actions[6:7], actions[6:8])]
+    assert [env.leaps(t) for t in bought] == [True, True, False]
+
+def test_a_search_shows_why_it_goes_on(explored):
+    env, tasks, found = explored
+    made = [play(env, t, a) for t,a in found.items()]
+    mini = mini_shop()
     straight = play(mini, mini.exemplar.task, [a for a in mini.exemplar.actions[3:] if a not in NAVIGATION])
     straight = play(mini, mini.exemplar.task, [mini.exemplar.actions[0], *straight.actions])
     for world, t in [(env, t) for t in made] + [(mini, straight)]:
