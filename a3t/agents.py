@@ -358,9 +358,10 @@ def sentences(self:Wording,
     traj:Trajectory, # the history
     action:str, # the action to be explained
 )->list: # of str; those of the action's verb, else of its first word, else any
-    "All reasons that name only what was seen or asked for, and are not false where the environment judges that"
+    "All reasons that name only what was seen or asked for; false ones only where the environment judges all of them so"
     env, goal = self.env, traj.goal
-    args, held = env.things(action), held_thing(env, [s.action for s in traj.steps if s.valid], self.endings)
+    args, done = env.things(action), [s.action for s in traj.steps if s.valid]
+    held = held_thing(env, done, self.endings) if self.endings else [] # else nothing would ever be put down
     details = env.details(traj, action)
     fillers = dict(enumerate([a] for a in args)) | dict(held=held, goal=env.words(goal))
     fillers |= {name:[text] for name,text in details.items()}

@@ -11,6 +11,7 @@ import asyncio, random
 from collections import Counter
 from dataclasses import replace
 from fastcore.basics import patch
+from .accumulate import is_success
 from .agents import NOTHING, Cut, ask_actre, ask_policy, episode, invalid_run, listed, sample_action
 from .core import A3TError, Trajectory, did_you_mean, seed_for
 from .envs.claims import truth
@@ -108,6 +109,7 @@ def compose_all(
     most:int=40, # most trajectories for a task
     least:int=0, # at least so many, even if some succeed early
     stop_successes:int=0, # stop after so many successes; 0: never
+    threshold=None, # reward from which a trajectory is a success; `None`: as the environment says
     sampler:str='verb', # one of `SAMPLERS`; with `novel`, the compositions of a task follow one another
     seed:int=0, # everything random
     progress:str=None, # label of the progress bar; none by default
@@ -126,7 +128,7 @@ def compose_all(
     async def some(task):
         made, visits = [], Visits() if sampler == 'novel' else None
         while len(made) < most and not (stop_successes and len(made) >= least
-                                        and sum(t.won for t in made) >= stop_successes):
+                                        and sum(is_success(t, threshold) for t in made) >= stop_successes):
             block = max(least - len(made), 1) if stop_successes else most
             if sampler == 'novel': block = 1 # what was seen before must not depend on how fast others are
             numbers = range(len(made), min(len(made) + block, most))

@@ -225,7 +225,7 @@ def check_environment_needs(
     return [Check(what, True, f"supports opening = {settings['opening']} and p = {settings['p']}")]
 
 # %% ../nbs/doctor.ipynb #traintsk
-VALIDATION = ('valid', 'dev') # names of splits that choose settings and train nothing
+VALIDATION = ('valid', 'dev', 'validation') # names of splits that choose settings and train nothing
 
 def check_training_tasks(
     settings:dict, # as `load_settings` gives them

@@ -65,6 +65,15 @@ def test_a_killed_arm_repeats_one_wave(tmp_path):
     made = in_waves(tmp_path/'work', TASKS, work, wave=2)
     assert played == [TASKS[:2], TASKS[2:4], TASKS[4:]] and [t.task for t in made] == TASKS
 
+def test_equal_trajectories_all_count(tmp_path):
+    twice = lambda tasks: rollout(ToyHouse, [*tasks, *tasks], stubborn)
+    for _ in range(2):
+        made = in_waves(tmp_path/'work', TASKS, twice, wave=2)
+        assert sorted(t.task for t in made) == sorted([*TASKS, *TASKS])
+    assert in_waves(tmp_path/'none', TASKS, lambda tasks: []) == []
+    assert [t.task for t in in_waves(tmp_path/'work', TASKS[::-1], lambda tasks: rollout(ToyHouse, tasks, stubborn))] \
+        == TASKS[::-1], 'other tasks are other waves'
+
 def test_models_forget_before_each_wave(tmp_path):
     class Lm:
         forgotten = 0

@@ -149,9 +149,12 @@ BROKEN = [
     (with_parts(reset=lambda self, *, seed=None, options=None: (ToyHouse.reset(self, options=options),
     ToyHouse.reset(self, options={'task':'train/mug-desk-00'}))[1]),
      r"show the same: reset must begin the task in options\['task'\]"),
-    (with_step(lambda house, a, got: (got[0], 10**400, *got[2:])), 'gives the reward 1000.*: make it a finite number'),
+    (with_step(lambda house, a, got: (got[0], 10**400, *got[2:])),
+     'gives the reward 1000.*: make it a number from 0 to 1'),
+    (with_step(lambda house, a, got: (got[0], got[1] - 1, *got[2:])),
+     'gives the reward -1.0: make it a number from 0 to 1'),
     (with_step(lambda house, a, got: (got[0], float('nan'), *got[2:])),
-     'gives the reward nan: make it a finite number'),
+     'gives the reward nan: make it a number from 0 to 1'),
     (with_step(fails), r'raises ValueError \(two lines\)'),
     (with_info(won=True), 'info after reset must have valid=True and won=False'),
     (with_info(admissible_actions=None), 'is None: list the actions'),
@@ -214,7 +217,9 @@ WALK = ('go to drawer', 'go to shelf', 'go to table', 'go to desk')
     (lambda house, a, got: (*got[:2], False, got[3], dict(got[4], won=a == 'go to desk')),
      'does not end the episode'),
     (lambda house, a, got: (got[0], float(a == 'go to table'), a == 'go to desk', got[3],
-                            dict(got[4], won=a == 'go to desk')), "must follow the reward")])
+                            dict(got[4], won=a == 'go to desk')), "must follow the reward"),
+    (lambda house, a, got: (got[0], .9*(a == 'go to desk'), a == 'go to desk', got[3],
+                            dict(got[4], won=a == 'go to desk')), 'is won with the reward 0.9: make it 1')])
 def test_what_a_success_is(change, message):
     class Walk(with_step(change)):
         tasks = lambda self, split: ['a/mug-desk-00'] if split == 'train' else []

@@ -27,7 +27,8 @@ def test_splits(env):
         assert all(v.values()) and sum(map(len, v.values())) == env.server.getTaskMaxVariations(name)
         assert len(set().union(*v.values())) == sum(map(len, v.values()))
     assert env.tasks('test') == sorted(env.tasks('test')) and {t.split('/')[1] for t in env.tasks('test')} == set(EASY)
-    assert len(env.manifest(['dev/find-non-living-thing/155', 'train/find-non-living-thing/155', 'x'])) == 1
+    assert len(env.manifest([env.tasks('dev')[0], 'train/find-non-living-thing/155', 'x'])) == 1
+    assert EXEMPLAR_TASK not in env.tasks('dev'), 'whoever sees the exemplar knows how it is solved'
     for bad in ('train/find-non-living-thing/155', 'dev/boil/1', 'dev/find-non-living-thing/x', ''):
         with pytest.raises(A3TError, match='unknown task'): env.reset(options={'task':bad})
     with pytest.raises(A3TError, match='no task'): load(['boil', 'fly'])
@@ -51,6 +52,14 @@ def test_the_script_reads_the_task():
 def test_the_script_acts_on_what_is_offered(env):
     played = rollout(lambda: env, env.tasks('dev')[::40][:3], Function(follow_goal), limit=1)
     assert all(s.valid for t in played for s in t.steps) and any(t.reward for t in played)
+
+@needs_java
+def test_reasons_after_a_pour(env):
+    "No action of the exemplar has two names, so nothing is held, whatever was poured into what"
+    wording, ex = Wording(env.exemplar, env), env.exemplar
+    poured = replace(ex, steps=(*ex.steps[:2], replace(ex.steps[1], action='pour red paint into jug')))
+    assert len(env.things('pour red paint into jug')) == 2
+    for action in ex.actions: assert wording.sentences(poured, action), action
 
 @needs_java
 def test_score_rises_and_a_wrong_focus_ends_it(env):

@@ -8,7 +8,8 @@ from a3t.core import A3TError, content_hash
 from a3t.files import (
     REMEDIES, data_folder, make_folder, project_path, project_root, read_json, read_text, write_atomic, write_json)
 from a3t.runs.executor import _failed, execute, refusal, run_stage
-from a3t.runs.manifests import code_hashes, lock, notebook_imports, read_manifest, set_aside, stage_state, unlock
+from a3t.runs.manifests import (
+    code_hashes, lock, notebook_imports, read_manifest, scripted_modules, set_aside, stage_state, unlock)
 from a3t.runs.folders import open_run, plan, run_folder
 from conftest import ROOT, one_line_error
 from test_runs import by_hand, fake, fakes, gone, notebook  # noqa: F401 (fake is a fixture)
@@ -234,6 +235,12 @@ def test_what_the_real_stages_import():
                                                           for s in ('explore', 'train', 'evaluate'))
     assert code_hashes(['a3t.envs.webshop']).keys() > {'envs/webshop/__init__.py', 'envs/webshop/shop.py',
                                                        'envs/webshop/search.py'}
+
+@pytest.mark.parametrize('world, files', [
+    ('a3t.envs.webshop', {'envs/webshop/scripts.py', 'envs/webshop/baselines.py'}),
+    ('a3t.envs.cooking', {'envs/cooking/script.py'}), ('a3t.envs.alfworld', set()), ('', set())])
+def test_scripted_agents_are_code_of_the_baselines(world, files):
+    assert files <= code_hashes(scripted_modules(world)).keys()
 
 def test_a_data_file_of_the_package_is_code(package, fake):
     file, name = fake.path/'a3t'/'envs'/'alfworld'/'alfworld_games.tsv.xz', 'envs/alfworld/alfworld_games.tsv.xz'

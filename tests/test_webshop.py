@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from a3t.accumulate import read
 from a3t.agents import Wording, rollout, sample_action
-from a3t.core import A3TError
+from a3t.core import A3TError, Step
 from a3t.files import read_json
 from a3t.settings import load_settings
 from a3t.doctor import check_environment_data
 
-from a3t.envs.webshop import env as webshop_env, scripts
+from a3t.envs.webshop import env as webshop_env, evidence, scripts
+from a3t.envs.webshop.evidence import asked
 from a3t.envs.webshop.catalogue import *
 from a3t.envs.webshop.reward import *
 from a3t.envs.webshop.shop import *
@@ -416,6 +417,45 @@ def test_a_part_of_a_longer_option_is_not_asked_for():
     forms = [env.form(f'click[{v}]', f'a shirt in size {wanted}')[0]
              for wanted in ('large', 'large tall') for v in ('large', 'large tall')]
     assert forms == ['asked', 'option', 'option', 'asked']
+
+@pytest.mark.parametrize('goal, options, wanted', [
+    ('a shirt with color: r.brown2070, and size: 7', ['r.brown2070', '7'], ['r.brown2070', '7']),
+    ('shoes, 228r.brown, and size: 10.5', ['228r.brown', '228r.brown-a', '10.5'], ['228r.brown', '10.5']),
+    ('a cloth in navy blue, 60x84 inches', ['blue', 'navy blue', '60 x 84 inch'], ['60 x 84 inch', 'navy blue'])])
+def test_options_are_read_word_by_word(goal, options, wanted):
+    assert asked(goal, options) == wanted
+    clicks = scripts.asked_clicks(goal, [f'click[{x}]' for x in options], evidence.phrase)
+    assert clicks == [f'click[{x}]' for x in wanted]
+
+def test_the_price_limit_asks_for_no_option():
+    env = mini_shop()
+    options = dict(Size=[dict(value='3000'), dict(value='small')])
+    env.shop.product = lambda asin: make_product(dict(MINI_ITEMS[0], customization_options=options), {}, ())
+    start = replace(exemplar(), goal='a cloth, and price lower than 30.00 dollars', steps=exemplar().steps[3:4])
+    assert evidence.chosen(env.shop, start)
+
+def test_commands_are_read_as_the_shop_reads_them():
+    names = ('click[60 x 84 inch] and look', 'click[a [b]]', 'search[cloth]', 'look', 'click[]')
+    assert [evidence.inside(a) for a in names] == ['60 x 84 inch', 'a [b]', 'cloth', '', '']
+
+@pytest.mark.parametrize('sep', [' | ', ' [SEP] ', '\n'])
+def test_options_are_counted_in_each_form_of_a_page(sep):
+    goal = 'Find me a cloth with color: coral, and size: large'
+    pieces = ['Instruction:', goal, '< Prev', 'color', 'coral', 'ivory', 'size', 'small', 'Buy Now']
+    if sep == '\n': pieces = [f'  [button] {p} [button_]' for p in pieces]
+    assert scripts.options_there(goal, sep.join(pieces)) == 1
+
+@pytest.mark.parametrize('agent', [scripts.first_hit, scripts.best_hit])
+def test_scripts_survive_a_search_without_hits(agent):
+    env = mini_shop()
+    env.shop.hits = lambda query: ()
+    (obs, info), made = env.reset(options={'task':exemplar().task}), []
+    for _ in range(4):
+        history = replace(exemplar(), observation=obs, steps=tuple(made))
+        action = agent(history, info)
+        o, *_, info = env.step(action)
+        made.append(Step('', action, o, 'policy', info['valid']))
+    assert all(s.valid for s in made) and 'click[back to search]' in [s.action for s in made]
 
 def test_no_purchase_without_the_options_that_are_asked_for():
     env, actions = mini_shop(), exemplar().actions

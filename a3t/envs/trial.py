@@ -6,7 +6,7 @@
 __all__ = ['LEVELS', 'INFO', 'Trial']
 
 # %% ../../nbs/envs/trial.ipynb #t0imports
-import copy, numbers, sys
+import copy, numbers
 from collections import Counter
 from fastcore.basics import patch
 from ..core import A3TError, brief
@@ -118,8 +118,8 @@ def step(self:Trial,
     obs, reward, terminated, truncated, info = got
     self.must(isinstance(obs, str) and obs.strip(),
               f'{where} shows {obs!r}: an observation must be a text, if only `Nothing happens.`')
-    finite = isinstance(reward, numbers.Real) and abs(reward) <= sys.float_info.max # false for nan
-    self.must(finite, f'{where} gives the reward {brief(reward)}: make it a finite number')
+    graded = isinstance(reward, numbers.Real) and 0 <= reward <= 1 # false for nan
+    self.must(graded, f'{where} gives the reward {brief(reward)}: make it a number from 0 to 1')
     self.must(isinstance(terminated, bool) and isinstance(truncated, bool),
               f'{where}: terminated and truncated must be True or False')
     self.info(where, info, terminated or truncated)
@@ -129,6 +129,8 @@ def step(self:Trial,
     self.must(not self.won or not self.lost or min(self.won) > max(self.lost),
               f"a step with the reward {max(self.lost or [0.])} is not won, and one with {min(self.won or [0.])} is: "
               f"info['won'] must follow the reward")
+    self.must(reward == 1 or not info['won'],
+              f"{where} is won with the reward {brief(reward)}: make it 1, as success_threshold asks for")
     return copy.deepcopy(got)
 
 # %% ../../nbs/envs/trial.ipynb #c7a10004b

@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 from fastcore.basics import chunked
-from ..accumulate import append, entries, read
+from ..accumulate import read
 from ..agents import ReAct
 from ..core import A3TError
 from ..files import read_json, write_json
@@ -24,6 +24,7 @@ from ..models.weights import load_model
 from ..prompts import segments
 from ..runs.executor import run_stage
 from ..runs.folders import open_run, stage_folder
+from ..runs.stage import arrived
 from ..training.log import read_log
 from ..train import train
 
@@ -74,14 +75,10 @@ def in_waves(
     wave:int=8, # tasks in a wave
 )->list: # of `Trajectory`, in order
     "Work on tasks in waves; a finished wave is read, not repeated"
-    made = []
-    for n,some_tasks in enumerate(chunked(tasks, wave)):
-        store = Path(folder)/f'wave_{n:03}'
-        if not entries(store, missing_ok=True):
-            for lm in models: lm.forget()
-            append(store, work(some_tasks))
-        made += read(store)
-    return made
+    def afresh(some_tasks):
+        for lm in models: lm.forget()
+        return work(some_tasks)
+    return [t for some_tasks in chunked(tasks, wave) for t in arrived(folder, afresh, some_tasks)]
 
 # %% ../../nbs/quality/arms.ipynb #arms0013
 def rollout_record(

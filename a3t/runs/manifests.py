@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DOCUMENTED', 'INSTALLED', 'notebook_path', 'notebook_hash', 'read_manifest', 'notebook_imports', 'code_hashes',
-           'stage_state', 'set_aside', 'lock', 'unlock']
+           'scripted_modules', 'stage_state', 'set_aside', 'lock', 'unlock']
 
 # %% ../../nbs/runs/manifests.ipynb #h1imports
 import ast, fcntl, importlib.util, os, re, shutil, sys, sysconfig, time
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from ..core import A3TError, content_hash
 from ..files import file_hash, project_path, project_root, read_json, read_text, refused, shipped_folder
@@ -124,6 +125,14 @@ def code_hashes(
     return dict(sorted(res.items()))
 
 # %% ../../nbs/runs/manifests.ipynb #c0f16e64
+def scripted_modules(
+    world:str, # module of an environment; '': none
+)->list: # of str; none where the module's `load` does not declare its class
+    "Modules of an environment's scripted agents, which it names and does not import"
+    load = getattr(importlib.import_module(world), 'load', None) if world else None
+    declared = signature(load).return_annotation if load else None
+    return [script.partition(':')[0] for script in getattr(declared, 'scripts', {}).values()]
+
 def _hashes(folder, names): return {n:file_hash(folder/n)[:16] for n in names if (folder/n).exists()}
 
 def _inputs(run, name, round, settings):
@@ -137,7 +146,9 @@ def _inputs(run, name, round, settings):
 def _begun(run, name, round, settings):
     "Hashes of what a stage depends on, as it is now; more rounds of a run change the report's inputs only"
     path = notebook_path(name)
-    code = code_hashes([*notebook_imports(path), environment_name(settings.get('environment') or '')])
+    world = environment_name(settings.get('environment') or '')
+    played = scripted_modules(world) if name == 'baselines' else []
+    code = code_hashes([*notebook_imports(path), world, *played])
     counted = {k:v for k,v in settings.items() if k != 'track'} | {'rounds':None}
     return dict(notebook=notebook_hash(path), code=code, settings=content_hash(counted)[:16],
                 inputs=_inputs(run, name, round, settings))

@@ -191,7 +191,9 @@ def plot_trajectories(
 ): # a matplotlib figure
     "Trajectories found in each round, and the training set after it"
     known = [t for r in range(rounds) for t in _entries(run, 'explore', r)]
-    stats, won = round_statistics(known, tasks), Counter(t.round for t in known if t.won)
+    S = read_json(Path(run)/'run.json')['settings']
+    stats = round_statistics(known, tasks, S['contrast_margin'], S['success_threshold'])
+    won = Counter(t.round for t in known if is_success(t, S['success_threshold']))
     new = [won[r] for r in stats.index]
     fig, ax = plt.subplots(figsize=(7, 3.4), layout='constrained')
     ax.bar(stats.index - .2, new, .4, color=COLOURS['sampled'], label='new successes of the round')

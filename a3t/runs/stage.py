@@ -161,11 +161,11 @@ def model(self:Stage,
 
 # %% ../../nbs/runs/stage.ipynb #arrive02
 def arrived(
-    folder, # where the waves of this step are
+    folder, # where the waves of this step are; on a cluster, a later one may be there before an earlier one
     work, # function of some tasks that returns trajectories
     tasks, # of one wave
 )->list: # of `Trajectory`
-    "Play a wave on a cluster, or read what a worker has written of it: an earlier wave may take longer"
+    "Play a wave, or read what was written of it: all its trajectories, equal ones too"
     path = Path(folder)/f'{content_hash(tasks)[:16]}.json'
     if path.exists(): return [from_row(row) for row in read_json(path)]
     made = work(tasks)

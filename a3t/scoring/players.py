@@ -114,6 +114,11 @@ class Player:
     adapter:Path=None # folder of the adapter
 
     @property
+    def module(self)->str: # '' for other players
+        "The module of a function"
+        return self.name.partition(':')[0] if self.kind == 'function' else ''
+
+    @property
     def is_model(self)->bool: # else it needs no language model
         "Is it a language model?"
         return self.kind not in ('random', 'function')

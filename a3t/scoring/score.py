@@ -19,15 +19,16 @@ import a3t
 from ..accumulate import append, entries
 from ..agents import ReAct, Sampler
 from ..core import A3TError, content_hash, seed_for
-from ..files import check_output, claim, data_folder, project_path, write_json
+from ..files import check_output, claim, data_folder, project_path, read_json, write_json
 from ..envs.alfworld.panels import official_share
-from ..envs.base import environment_spec, settings_environment
+from ..envs.base import environment_name, environment_spec, settings_environment
 from ..envs.contract import open_space
 from ..envs.panel import Panel, read_panel
 from ..evaluate import accumulated_score, mean_interval, score_table, summarise, trials
 from ..models.roles import by_vllm
 from ..models.vllm import find_vllm, vllm_version
 from ..runs.folders import PACKAGES, _version
+from ..runs.manifests import code_hashes
 from .players import Function, adapter_model, import_function, player, run_of
 from .styles import Styled, named_style
 from ..settings import check_settings, load_settings, parse_value, preset_names, read_settings
@@ -341,10 +342,11 @@ def evaluate_command(
     panels = panels_of(env, S, file)
     if file: S |= dict(eval_splits=list(panels), eval_tasks=0)
     p = protocol_of(who, env, panels, S, style, trials)
-    what = dict(agent=who.hash or who.name, prompt=p.get('prompt_hash', ''), settings=S,
+    code = code_hashes(['a3t.scoring.score', environment_name(S['environment']), who.module])
+    what = dict(agent=who.hash or who.name, prompt=p.get('prompt_hash', ''), settings=S, code=content_hash(code)[:16],
                 panels={s:p.hash for s,p in panels.items()})
     to = score_file(json and project_path(json, Path.cwd()), what)
-    store, again = to.with_suffix('.episodes'), to.exists()
+    store, again = to.with_suffix('.episodes'), to.exists() and read_json(to)['protocol']['trials'] >= trials
     claim(store/'evaluation.json', what, any(store.glob('*/*')), 'the results of another evaluation',
           'choose another --json')
     lm, policy = policy_of(who, S, env, style, store.with_suffix('.answers'))

@@ -207,7 +207,8 @@ class ScienceWorld(TextEnv):
 @patch
 def tasks(self:ScienceWorld, split):
     def some(vs): return vs[::-(-len(vs)//self.most)] if self.most else vs
-    return sorted(f'{split}/{name}/{v}' for name in self.task_types for v in some(variations(name)[split]))
+    found = (f'{split}/{name}/{v}' for name in self.task_types for v in some(variations(name)[split]))
+    return sorted(t for t in found if t != EXEMPLAR_TASK)
 
 @patch
 def manifest(self:ScienceWorld, tasks):

@@ -11,7 +11,7 @@ from ...core import Trajectory
 from .baselines import search_for
 from .catalogue import typed
 from .env import NAVIGATION, SUB_PAGES, mentions
-from .evidence import asked, inside, phrase, too_dear, without_limit
+from .evidence import asked, inside, phrase, too_dear, within, without_limit
 
 # %% ../../../nbs/envs/webshop/scripts.ipynb #ws2asked
 _STAYS = {f'click[{x}]' for x in (*NAVIGATION, *SUB_PAGES, 'buy now')}
@@ -25,7 +25,7 @@ def asked_clicks(
 )->list: # of actions, the longest option first
     "Clicks on options that an instruction asks for, without those that are a part of a longer one"
     found = sorted((a for a in clicks if asks(goal, inside(a))), key=len, reverse=True)
-    return [a for i,a in enumerate(found) if not any(inside(a) in inside(longer) for longer in found[:i])]
+    return [a for i,a in enumerate(found) if not any(within(inside(a), inside(longer)) for longer in found[:i])]
 
 # %% ../../../nbs/envs/webshop/scripts.ipynb #ws2opened
 def opened(
@@ -52,17 +52,21 @@ def first_hit(
 )->str: # an action
     "An agent that buys the first hit, with the options that the instruction mentions"
     if not history.steps: return search_for(info['goal'])
-    return buy_asked(history, info) if 'click[buy now]' in info['admissible_actions'] else _clicks(info)[0]
+    if 'click[buy now]' in info['admissible_actions']: return buy_asked(history, info)
+    return next(iter(_clicks(info)), 'click[back to search]') # no hit: another search
 
 # %% ../../../nbs/envs/webshop/scripts.ipynb #ws2words
+_LABEL, _MARK = re.compile(r'\b(?:with|and) [\w ]+: '), re.compile(r'\[(?:clicked )?button_?\]')
 LOOKS = 3 # products to open before the choice; each costs two steps
 
 def options_there(
     goal:str, # the instruction
-    page:str, # of a product, in the form 'short' or 'text'
+    page:str, # of a product, in any form
 )->int: # number of options
     "How many options that an instruction asks for does a page offer?"
-    return len(asked(without_limit(goal), {typed(piece) for piece in re.split(r' \| | \[SEP\] ', page)}))
+    wanted = _LABEL.sub(' ', without_limit(goal)) # *color: coral* asks for coral, not for a color
+    pieces = (typed(_MARK.sub('', piece)) for piece in re.split(r' \| | \[SEP\] |\n', page))
+    return len(asked(wanted, dict.fromkeys(p for p in pieces if p != typed(goal))))
 
 # %% ../../../nbs/envs/webshop/scripts.ipynb #ws2best2
 def candidates(
@@ -88,4 +92,5 @@ def best_hit(
         return buy_asked(history, info, phrase) if len(looks) > len(seen) else 'click[< prev]'
     found = candidates(goal, history.steps[-1].observation, _clicks(info))
     unread = [a for a in found if a not in seen]
+    if not found: return 'click[back to search]'
     return unread[0] if unread else max(found, key=lambda a: options_there(goal, seen[a]))
