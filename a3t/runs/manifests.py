@@ -124,7 +124,7 @@ def code_hashes(
         todo |= used
     return dict(sorted(res.items()))
 
-# %% ../../nbs/runs/manifests.ipynb #c0f16e64
+# %% ../../nbs/runs/manifests.ipynb #scrmod01
 def scripted_modules(
     world:str, # module of an environment; '': none
 )->list: # of str; none where the module's `load` does not declare its class
@@ -133,6 +133,7 @@ def scripted_modules(
     declared = signature(load).return_annotation if load else None
     return [script.partition(':')[0] for script in getattr(declared, 'scripts', {}).values()]
 
+# %% ../../nbs/runs/manifests.ipynb #c0f16e64
 def _hashes(folder, names): return {n:file_hash(folder/n)[:16] for n in names if (folder/n).exists()}
 
 def _inputs(run, name, round, settings):
