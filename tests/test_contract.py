@@ -151,6 +151,7 @@ BROKEN = [
      r"show the same: reset must begin the task in options\['task'\]"),
     (with_step(lambda house, a, got: (got[0], 10**400, *got[2:])),
      'gives the reward 1000.*: make it a number from 0 to 1'),
+    (with_step(lambda house, a, got: (got[0], 1., *got[2:])), 'must be 1 where the task is won, and only there'),
     (with_step(lambda house, a, got: (got[0], got[1] - 1, *got[2:])),
      'gives the reward -1.0: make it a number from 0 to 1'),
     (with_step(lambda house, a, got: (got[0], float('nan'), *got[2:])),
@@ -217,9 +218,9 @@ WALK = ('go to drawer', 'go to shelf', 'go to table', 'go to desk')
     (lambda house, a, got: (*got[:2], False, got[3], dict(got[4], won=a == 'go to desk')),
      'does not end the episode'),
     (lambda house, a, got: (got[0], float(a == 'go to table'), a == 'go to desk', got[3],
-                            dict(got[4], won=a == 'go to desk')), "must follow the reward"),
+                            dict(got[4], won=a == 'go to desk')), r"reward 1.0 and info\['won'\] = False"),
     (lambda house, a, got: (got[0], .9*(a == 'go to desk'), a == 'go to desk', got[3],
-                            dict(got[4], won=a == 'go to desk')), 'is won with the reward 0.9: make it 1')])
+                            dict(got[4], won=a == 'go to desk')), r"reward 0.9 and info\['won'\] = True")])
 def test_what_a_success_is(change, message):
     class Walk(with_step(change)):
         tasks = lambda self, split: ['a/mug-desk-00'] if split == 'train' else []

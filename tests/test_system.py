@@ -238,9 +238,12 @@ def test_what_the_real_stages_import():
 
 @pytest.mark.parametrize('world, files', [
     ('a3t.envs.webshop', {'envs/webshop/scripts.py', 'envs/webshop/baselines.py'}),
-    ('a3t.envs.cooking', {'envs/cooking/script.py'}), ('a3t.envs.alfworld', set()), ('', set())])
+    ('a3t.envs.cooking', {'envs/cooking/script.py'})])
 def test_scripted_agents_are_code_of_the_baselines(world, files):
     assert files <= code_hashes(scripted_modules(world)).keys()
+
+@pytest.mark.parametrize('world', ['a3t.envs.alfworld', '', 'no_such_world'])
+def test_worlds_without_scripted_agents(world): assert scripted_modules(world) == []
 
 def test_a_data_file_of_the_package_is_code(package, fake):
     file, name = fake.path/'a3t'/'envs'/'alfworld'/'alfworld_games.tsv.xz', 'envs/alfworld/alfworld_games.tsv.xz'

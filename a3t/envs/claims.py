@@ -9,7 +9,7 @@ __all__ = ['INTENTION', 'POSSIBLE', 'CUT', 'CUT_SENTENCES', 'clauses', 'judged',
 import re
 
 # %% ../../nbs/envs/claims.ipynb #cl000006
-INTENTION = re.compile(r',? ?\bso (?:i|that) .*?(?=[.;!?](?: |$)|$)', re.I)
+INTENTION = re.compile(r',? ?\bso (?:i|that) .*?(?=[.;!?](?:\s|$)|$)', re.I)
 POSSIBLE = re.compile(r'\b(?:may|might|could|should|would|will|perhaps|maybe|probably|want to)\b', re.I)
 CUT = re.compile(r'[.;!?](?: |$)|, (?:and|but|which|where) |, | and | but ') # between two claims
 CUT_SENTENCES = re.compile(r'[.;!?](?: |$)') # for environments whose tasks contain commas and *and*

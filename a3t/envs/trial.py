@@ -23,7 +23,6 @@ class Trial:
         needs=LEVELS, # intended uses: some of `LEVELS`
     ):
         self.env, self.needs = env, needs
-        self.lost, self.won = [], [] # rewards of steps
 
     def must(self,
         ok, # is the promise kept?
@@ -125,12 +124,9 @@ def step(self:Trial,
     self.info(where, info, terminated or truncated)
     self.must(terminated or not info['won'],
               f"{where} has info['won'] but does not end the episode: return terminated=True")
-    (self.won if info['won'] else self.lost).append(float(reward))
-    self.must(not self.won or not self.lost or min(self.won) > max(self.lost),
-              f"a step with the reward {max(self.lost or [0.])} is not won, and one with {min(self.won or [0.])} is: "
-              f"info['won'] must follow the reward")
-    self.must(reward == 1 or not info['won'],
-              f"{where} is won with the reward {brief(reward)}: make it 1, as success_threshold asks for")
+    self.must((reward == 1) == info['won'],
+              f"{where} has the reward {brief(reward)} and info['won'] = {info['won']}: the reward must be 1 where the "
+              f"task is won, and only there")
     return copy.deepcopy(got)
 
 # %% ../../nbs/envs/trial.ipynb #c7a10004b

@@ -78,7 +78,8 @@ def in_waves(
     def afresh(some_tasks):
         for lm in models: lm.forget()
         return work(some_tasks)
-    return [t for some_tasks in chunked(tasks, wave) for t in arrived(folder, afresh, some_tasks)]
+    made = (arrived(Path(folder)/f'{n:03}', afresh, some) for n,some in enumerate(chunked(tasks, wave)))
+    return [t for trajectories in made for t in trajectories]
 
 # %% ../../nbs/quality/arms.ipynb #arms0013
 def rollout_record(

@@ -129,7 +129,8 @@ def scripted_modules(
     world:str, # module of an environment; '': none
 )->list: # of str; none where the module's `load` does not declare its class
     "Modules of an environment's scripted agents, which it names and does not import"
-    load = getattr(importlib.import_module(world), 'load', None) if world else None
+    try: load = getattr(importlib.import_module(world), 'load', None) if world else None
+    except Exception: return [] # opening the environment says what is wrong
     declared = signature(load).return_annotation if load else None
     return [script.partition(':')[0] for script in getattr(declared, 'scripts', {}).values()]
 

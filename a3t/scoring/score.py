@@ -346,9 +346,10 @@ def evaluate_command(
     what = dict(agent=who.hash or who.name, prompt=p.get('prompt_hash', ''), settings=S, code=content_hash(code)[:16],
                 panels={s:p.hash for s,p in panels.items()})
     to = score_file(json and project_path(json, Path.cwd()), what)
-    store, again = to.with_suffix('.episodes'), to.exists() and read_json(to)['protocol']['trials'] >= trials
-    claim(store/'evaluation.json', what, any(store.glob('*/*')), 'the results of another evaluation',
+    store = to.with_suffix('.episodes')
+    claim(store/'evaluation.json', what, any(store.glob('*/*')), 'the results of another evaluation, or of other code',
           'choose another --json')
+    again = to.exists() and read_json(to)['protocol']['trials'] >= trials
     lm, policy = policy_of(who, S, env, style, store.with_suffix('.answers'))
     played = play_trials(who, panels, S, lm, policy, store, trials)
     shutil.rmtree(store.with_suffix('.answers'), ignore_errors=True)

@@ -34,6 +34,8 @@ def too_dear(
     return bool(limit and price) and float(price[1].replace(',', '')) > float(limit[1])
 
 # %% ../../../nbs/envs/webshop/evidence.ipynb #we000009
+_GAP = r'(?:[^a-z0-9,;]|(?<=\d),(?=\d))*' # no comma, except in *1,000*
+
 def bare(text): return re.sub(r'[\W_]', '', text.lower())
 
 @lru_cache(2**16)
@@ -45,7 +47,7 @@ def phrase(
     if mentions(goal, x): return x
     letters = bare(x)
     if len(letters) < 4 or not re.search(r'\d', letters): return ''
-    found = re.search(rf"(?<![a-z0-9]){'[^a-z0-9,;]*'.join(letters)}[a-z]*(?![a-z0-9])", goal.lower())
+    found = re.search(rf'(?<![a-z0-9]){_GAP.join(letters)}[a-z]*(?![a-z0-9])', goal.lower())
     return found[0] if found else ''
 
 def within(
@@ -173,7 +175,7 @@ def form(self:WebShop, action, goal=''):
 
 @patch
 def rank(self:WebShop, action, goal=''):
-    verb, words = self.verb(action, goal), phrase(goal.lower(), typed(inside(action)))
+    verb, words = self.verb(action, goal), phrase(without_limit(goal).lower(), typed(inside(action)))
     if verb == 'buy': return LAST
     if verb not in ('asked', 'option'): return 0
     return 1 + goal.lower().find(words) if words else LAST

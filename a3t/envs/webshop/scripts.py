@@ -24,6 +24,7 @@ def asked_clicks(
     asks=mentions, # does it ask for an option? A function of the two; word for word, or `phrase`
 )->list: # of actions, the longest option first
     "Clicks on options that an instruction asks for, without those that are a part of a longer one"
+    goal = without_limit(goal)
     found = sorted((a for a in clicks if asks(goal, inside(a))), key=len, reverse=True)
     return [a for i,a in enumerate(found) if not any(within(inside(a), inside(longer)) for longer in found[:i])]
 
@@ -53,7 +54,7 @@ def first_hit(
     "An agent that buys the first hit, with the options that the instruction mentions"
     if not history.steps: return search_for(info['goal'])
     if 'click[buy now]' in info['admissible_actions']: return buy_asked(history, info)
-    return next(iter(_clicks(info)), 'click[back to search]') # no hit: another search
+    return next((a for a in _clicks(info) if a not in history.actions), 'click[back to search]') # no hit: try others
 
 # %% ../../../nbs/envs/webshop/scripts.ipynb #ws2words
 _LABEL, _MARK = re.compile(r'\b(?:with|and) [\w ]+: '), re.compile(r'\[(?:clicked )?button_?\]')
@@ -86,6 +87,7 @@ def best_hit(
 )->str: # an action
     "An agent that looks at a few hits, and buys the one with most of the options that the instruction asks for"
     if not history.steps: return search_for(info['goal'])
+    if history.steps[-1].action == 'click[back to search]': return first_hit(history, info)
     goal, looks = info['goal'], opened(history)
     seen = {action:history.steps[i].observation for i,action in looks}
     if 'click[buy now]' in info['admissible_actions']:
