@@ -97,6 +97,16 @@ def test_novel_does_not_depend_on_the_order_of_the_work():
         return [to_row(t) for t in res]
     assert made(0, 64) == made(1, 64) == made(2, 1)
 
+@pytest.mark.parametrize('threshold, made', [(None, 6), (.5, 1), (.6, 6)])
+def test_a_success_is_what_the_threshold_says(threshold, made):
+    class Half(ToyHouse):
+        "Nothing is won, and every step pays a half"
+        def step(self, action):
+            obs, _, over, cut, info = super().step(action)
+            return obs, .5, over, cut, dict(info, won=False)
+    found = compose_all(Half, TASKS[:1], stubborn, reason, most=6, least=1, stop_successes=1, threshold=threshold)
+    assert len(found) == made
+
 def test_visits_prefer_what_was_seen_least():
     visits, env = Visits(), ToyHouse()
     made = compose_all(ToyHouse, TASKS[:1], stubborn, reason, most=3, p=0)

@@ -2,13 +2,14 @@
 import json, shutil
 from collections import namedtuple
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 import pytest
 from a3t import doctor as module
 from a3t.settings import load_settings
-from a3t.doctor import check_machine, check_packages, check_preset, check_vllm, check_weights, run_checks
+from a3t.doctor import VALIDATION, check_machine, check_packages, check_preset, check_vllm, check_weights, run_checks
 from a3t.envs.alfworld.simulator import AlfSim
-from a3t.envs.base import settings_environment
+from a3t.envs.base import environment_module, settings_environment
 from a3t.envs.alfworld.games import mini_games, pack_games, unpack_games
 from a3t.models.toyserver import ToyServer
 from test_alfworld_engine import TASK, needs_games, old_dialect, real  # noqa: F401 (real is a fixture)
@@ -44,6 +45,11 @@ def test_training_tasks(place, capsys, monkeypatch):
                         'tasks', lambda self, split: self.games.tasks('train' if split == 'valid' else split))
     monkeypatch.setattr(AlfSim, 'tasks', type(env).tasks)
     assert f'in the split valid, too: {env.tasks("train")[0]}' in faults(capsys)['training tasks']
+
+@pytest.mark.parametrize('name', ['alfworld', 'cooking', 'scienceworld', 'webshop'])
+def test_every_validation_split_is_known(name):
+    declared = signature(environment_module(name).load).return_annotation
+    assert set(declared.splits) & set(VALIDATION), declared.splits
 
 def test_truncated_game(place, capsys):
     file = place/'data/alfworld/json_2.1.1'/TASK/'game.tw-pddl'

@@ -37,6 +37,7 @@ def test_one_form_for_every_agent(place, agent, kind, capsys):
     s = scored(place, agent)
     p = s['protocol']
     assert (p['kind'], p['trials'], p['seed'], p['max_steps'], s['n']) == (kind, 1, 0, 3, 2)
+    assert len(s['code']) == 16
     assert p['panels']['unseen']['hash'] == s['panel'] and p['commands_shown'] == (agent != 'tiny')
     assert p['versions']['a3t'] and s['panel'] in capsys.readouterr().out
     if agent == 'tiny': assert p['instruction_and_exemplar'] and p['prompt'] == 'a3t'
