@@ -46,7 +46,7 @@ def test_training_tasks(place, capsys, monkeypatch):
     monkeypatch.setattr(AlfSim, 'tasks', type(env).tasks)
     assert f'in the split valid, too: {env.tasks("train")[0]}' in faults(capsys)['training tasks']
 
-@pytest.mark.parametrize('name', ['alfworld', 'cooking', 'scienceworld', 'webshop'])
+@pytest.mark.parametrize('name', ['cooking', 'scienceworld', 'webshop'])
 def test_every_validation_split_is_known(name):
     declared = signature(environment_module(name).load).return_annotation
     assert set(declared.splits) & set(VALIDATION), declared.splits

@@ -368,7 +368,7 @@ def mentions(
     x:str, # an option, lower case
 )->bool: # word for word?
     "Does a text mention an option?"
-    return bool(x and re.search(rf'(?<![\w.]){re.escape(x)}(?!\w|\.\d)', text.lower()))
+    return bool(x and re.search(rf"(?<![\w.]){re.escape(x)}(?!\w|\.\d|['’]s)", text.lower())) # *men's* is not *men*
 
 @lru_cache(2**16)
 def _verb(shop, action, goal):

@@ -62,7 +62,8 @@ def asked(
     options, # of str, lower case
 )->list: # of options, the longest first
     "Options that an instruction asks for, without those within a longer one"
-    found = sorted((x for x in options if phrase(goal, x)), key=len, reverse=True)
+    length = lambda x: (len(bare(x)), mentions(goal, x)) # of two with the same letters, the one that stands there
+    found = sorted((x for x in options if phrase(goal, x)), key=length, reverse=True)
     return [x for i,x in enumerate(found) if not any(within(x, longer) for longer in found[:i])]
 
 # %% ../../../nbs/envs/webshop/evidence.ipynb #we000012
