@@ -60,10 +60,11 @@ def within(
 def asked(
     goal:str, # the instruction
     options, # of str, lower case
+    asks=phrase, # does it ask for an option? A function of the two
 )->list: # of options, the longest first
     "Options that an instruction asks for, without those within a longer one"
     length = lambda x: (len(bare(x)), mentions(goal, x)) # of two with the same letters, the one that stands there
-    found = sorted((x for x in options if phrase(goal, x)), key=length, reverse=True)
+    found = sorted((x for x in options if asks(goal, x)), key=length, reverse=True)
     return [x for i,x in enumerate(found) if not any(within(x, longer) for longer in found[:i])]
 
 # %% ../../../nbs/envs/webshop/evidence.ipynb #we000012

@@ -11,7 +11,7 @@ from ...core import Trajectory
 from .baselines import search_for
 from .catalogue import typed
 from .env import NAVIGATION, SUB_PAGES, mentions
-from .evidence import asked, bare, inside, phrase, too_dear, within, without_limit
+from .evidence import asked, inside, phrase, too_dear, without_limit
 
 # %% ../../../nbs/envs/webshop/scripts.ipynb #ws2asked
 _STAYS = {f'click[{x}]' for x in (*NAVIGATION, *SUB_PAGES, 'buy now')}
@@ -24,10 +24,7 @@ def asked_clicks(
     asks=mentions, # does it ask for an option? A function of the two; word for word, or `phrase`
 )->list: # of actions, the longest option first
     "Clicks on options that an instruction asks for, without those that are a part of a longer one"
-    goal = without_limit(goal)
-    length = lambda a: (len(bare(inside(a))), mentions(goal, inside(a)))
-    found = sorted((a for a in clicks if asks(goal, inside(a))), key=length, reverse=True)
-    return [a for i,a in enumerate(found) if not any(within(inside(a), inside(longer)) for longer in found[:i])]
+    return [f'click[{x}]' for x in asked(without_limit(goal), map(inside, clicks), asks)]
 
 # %% ../../../nbs/envs/webshop/scripts.ipynb #ws2opened
 def opened(
