@@ -349,10 +349,10 @@ class Fair(TextEnv):
         self.paid = False
         return '', self._info()
     def _info(self, won=False):
-        return dict(goal='win', valid=True, won=won, admissible_actions=[f'{v} {x}' for v in VERBS for x in range(40)])
+        return dict(goal='win', valid=True, won=won, admissible_actions=[f'{v} {x}' for v in VERBS for x in NAMES])
     def step(self, action):
-        self.paid = self.paid or action == 'take 7'
-        won = self.paid and action == 'show 7'
+        self.paid = self.paid or action == 'take ah'
+        won = self.paid and action == 'show ah'
         return '', won or self.paid/2, won, False, self._info(won)
     def things(self, action): return action.split()[1:]
     def key(self): return self.paid
@@ -361,13 +361,33 @@ class Fair(TextEnv):
         self.paid = paid
         return self._info()
 
-VERBS = ('take', 'show')
+VERBS, NAMES = ('take', 'show'), [f'{a}{b}' for a in 'abcd' for b in 'abcdefghij']
 
 def test_exploring_goes_on_with_what_was_paid(monkeypatch):
     def steps(): return sum(explore(Fair(), t, 20_000)[1] for t in Fair().tasks('train'))
     with_it = steps()
     monkeypatch.setattr('a3t.opening.explore.ON_PAID', 0)
     assert 1.25*with_it < steps()
+
+class Doors(Fair):
+    "Forty doors, of which one wins; behind the others the task is lost"
+    def step(self, action):
+        self.tried = *getattr(self, 'tried', ()), action
+        won = action == 'open dj'
+        return '', float(won), action != 'wait', False, self._info(won)
+    def _info(self, won=False):
+        return dict(goal='win', valid=True, won=won, admissible_actions=['wait', *(f'open {x}' for x in NAMES)])
+
+class Cliffs(Doors):
+    "The same with one verb for each door: the only one of its verb may lose for what came before it"
+    def verb(self, action, goal=''): return action
+
+def test_exploring_takes_no_lost_action_again():
+    def opened(env):
+        assert explore(env, 'train/0', 20_000)[0][-1] == 'open dj'
+        return [a for a in env.tried if a != 'wait']
+    once, often = opened(Doors()), opened(Cliffs())
+    assert len(once) == len(set(once)) and len(often) > len(set(often))
 
 def test_no_budget_no_success(house): assert first_successes(house, house.tasks('train')[0], budget=1) == []
 

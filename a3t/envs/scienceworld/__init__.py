@@ -151,9 +151,9 @@ def commands(
     rng.setSeed(0) # names are chosen by chance where none is unique
     visible = parser.collectObjects(room, False)
     names = interface.inputParser().getAllUniqueReferentsLUTObjList(visible.toArray(thing), room, True, True)
-    if text:
-        for n, name in shown_names(_by_number(names.mkString('|')), _referents(server, near), text).items():
-            names = names.updated(n, name)
+    unshown = {n:name for n,name in _by_number(names.mkString('|')).items() if text and name not in text}
+    if unshown:
+        for n, name in shown_names(unshown, _referents(server, near), text).items(): names = names.updated(n, name)
     things = getattr(visible, '$amp')(near).toArray(thing) # seen and within reach
     listed = (getattr(actions, k).generatePossibleValidActions(agent, things, names) for k in kinds)
     join = _machine(os.getpid()).scala.Predef.genericArrayOps
@@ -234,13 +234,19 @@ def _begin(self:ScienceWorld, task):
     self.score, self.text = 0., None
 
 @patch
-def _do(self:ScienceWorld, action):
-    "Carry out one command in the simulator; its answer in one line"
+def _play(self:ScienceWorld, action):
+    "Carry out one command in the simulator; its answer"
     if action.strip() in ('reset', 'reset task'): return 'No known action matches that input.'
     _scala(os.getpid())[2].setSeed(len(self.actions)) # the same actions have the same effect
     answer = self.server.step(action)
     if answer.startswith('Ambiguous request'): answer = self.server.step('0')
-    self.actions, self.score, self.text = (*self.actions, action), self.server.getScore(), None
+    self.actions, self.text = (*self.actions, action), None
+    return answer
+
+@patch
+def _do(self:ScienceWorld, action):
+    "The same, in one line, with what is seen in a room that is entered"
+    answer, self.score = self._play(action), self.server.getScore()
     if answer.startswith(('You teleport', 'You move to')): answer = f'{answer} {self.server.freeActionLook()}'
     return _one_line(answer)
 
@@ -297,7 +303,9 @@ def save(self:ScienceWorld): return self.task, self.n, self.actions
 def restore(self:ScienceWorld, snapshot):
     task, self.n, actions = snapshot
     if (task, actions[:len(self.actions)]) != (self.task, self.actions): self._begin(task)
-    for a in actions[len(self.actions):]: self._do(a)
+    todo = actions[len(self.actions):]
+    for a in todo: self._play(a)
+    if todo: self.score = self.server.getScore() # of a task just loaded it is still that of the task before
     return self._info(True)
 
 @patch
