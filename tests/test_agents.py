@@ -16,7 +16,7 @@ from a3t.envs.base import TextEnv, ToyHouse, play
 from a3t.envs.contract import check_environment
 from a3t.opening import find_all, first_successes, open_tasks, search_all
 from a3t.opening.explore import acts_on_unseen, canonicalise, explore, shrink, wins
-from a3t.opening.imitate import Skeletons, imitate, skeleton
+from a3t.opening.imitate import Skeletons, imitate, skeleton, survey
 from a3t.opening.search import SearchPrior, add_search
 from a3t.models.base import ContextFull, encode_segments, gather, toy_tokenizer
 from a3t.models.scripted import ScriptedModel
@@ -349,7 +349,7 @@ class Fair(TextEnv):
         self.paid = False
         return '', self._info()
     def _info(self, won=False):
-        return dict(goal='win', valid=True, won=won, admissible_actions=[f'{v} {x}' for v in VERBS for x in NAMES])
+        return dict(goal='win', valid=True, won=won, admissible_actions=[f'{v} {x}' for v in VERBS for x in GOODS])
     def step(self, action):
         self.paid = self.paid or action == 'take ah'
         won = self.paid and action == 'show ah'
@@ -361,7 +361,7 @@ class Fair(TextEnv):
         self.paid = paid
         return self._info()
 
-VERBS, NAMES = ('take', 'show'), [f'{a}{b}' for a in 'abcd' for b in 'abcdefghij']
+VERBS, GOODS = ('take', 'show'), [f'{a}{b}' for a in 'abcd' for b in 'abcdefghij']
 
 def test_exploring_goes_on_with_what_was_paid(monkeypatch):
     def steps(): return sum(explore(Fair(), t, 20_000)[1] for t in Fair().tasks('train'))
@@ -376,7 +376,7 @@ class Doors(Fair):
         won = action == 'open dj'
         return '', float(won), action != 'wait', False, self._info(won)
     def _info(self, won=False):
-        return dict(goal='win', valid=True, won=won, admissible_actions=['wait', *(f'open {x}' for x in NAMES)])
+        return dict(goal='win', valid=True, won=won, admissible_actions=['wait', *(f'open {x}' for x in GOODS)])
 
 class Cliffs(Doors):
     "The same with one verb for each door: the only one of its verb may lose for what came before it"
@@ -388,6 +388,13 @@ def test_exploring_takes_no_lost_action_again():
         return [a for a in env.tried if a != 'wait']
     once, often = opened(Doors()), opened(Cliffs())
     assert len(once) == len(set(once)) and len(often) > len(set(often))
+
+def test_imitating_tries_first_what_won_before():
+    env = Fair()
+    plans = Skeletons(env, [('win', ['take ah', 'show ah'])]*2) # twice: three equal kinds would be fixed
+    env.reset(options=dict(task='train/0'))
+    looked = survey(env)[1]
+    assert [imitate(env, t, plans)[1] - looked for t in env.tasks('train')] == [2]*10
 
 def test_no_budget_no_success(house): assert first_successes(house, house.tasks('train')[0], budget=1) == []
 

@@ -34,10 +34,11 @@ class Skeletons:
         env, # splits an action into form and names
         successes, # of (task in words, list of actions), each shrunk
     ):
-        # skeleton → kinds in each success; form → forms that enable it
-        self.kinds, self.enabling = defaultdict(list), defaultdict(Counter)
+        # skeleton → kinds in each success; form → forms that enable it; (form, argument, kind) → how often it was there
+        self.kinds, self.enabling, self.used = defaultdict(list), defaultdict(Counter), Counter()
         for plan,kinds,enabling in (skeleton(env, actions, goal) for goal,actions in successes):
             self.kinds[plan].append(kinds)
+            self.used.update((form, i, kinds[plan[1][v]]) for form,vs in plan[0] for i,v in enumerate(vs))
             for form,before in enabling.items(): self.enabling[form].update(before)
 
     def fixed(self,
@@ -94,7 +95,7 @@ def plans(
     names:dict, # kind → names of that kind
     rng, # `random.Random`
 ): # yields tuples of (form, arguments)
-    "All ways to bind the variables of a skeleton, one for each choice of kinds, in random order"
+    "All ways to bind the variables of a skeleton, one for each choice of kinds; kinds that won before come first"
     steps, classes = plan
     often = Counter(v for _,vs in steps for v in vs)
     matters = lambda v: often[v] > 1 or sum(classes[u] == classes[v] for u in often) > 1
@@ -105,6 +106,7 @@ def plans(
         (form, vs), once = steps[i], {}
         options = _options(env, form, vs, bound, kinds, classes, known, names, skeletons.enabling)
         rng.shuffle(options)
+        options.sort(key=lambda args: -sum(skeletons.used[form, i, env.kind(x)] for i,x in enumerate(args)))
         for args in options:
             key = tuple(env.kind(x) for v,x in zip(vs, args) if matters(v) or len(args) == 1 or form not in known)
             once.setdefault(key, args)
