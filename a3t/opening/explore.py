@@ -8,9 +8,8 @@ __all__ = ['TO_BEST', 'ON_PAID', 'Cell', 'explore', 'wins', 'shrink', 'acts_on_u
 # %% ../../nbs/opening/explore.ipynb #h0imports
 import random, re
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from ..agents import sample_action, unseen
 from ..core import seed_for
 from ..envs.base import NUMBERED, content_words, play
@@ -26,12 +25,13 @@ class Cell:
     path:tuple=() # the shortest known actions to it
     reward:float=0.
     rise:float=0. # the largest rise of the reward on this path
-    paid:frozenset=frozenset() # words of the things by which it rose then
+    paid:set=frozenset() # words of the things by which it rose then
     visits:int=0 # returns to it
 
 def _hopeful(can, verb, lost):
     "Actions that have not lost the task yet; the only one of its verb stays: *buy now* loses for what came before it"
-    of = Counter(map(verb, can)) if lost else {}
+    if not lost: return can
+    of = Counter(map(verb, can))
     return [a for a in can if a not in lost or of[verb(a)] == 1] or can
 
 def _named(env, action): return set(content_words(' '.join(env.things(action))))
@@ -64,14 +64,16 @@ def explore(
             if over:
                 lost[at.reward].add(action)
                 break # nothing leads on from here
-            rose = max((reward - at.reward, _named(env, action)), (at.rise, at.paid), key=itemgetter(0))
+            rise = reward - at.reward
+            rose = (rise, _named(env, action)) if 0 < rise >= at.rise else (at.rise, at.paid)
             key, at = env.key(), Cell(None, (*at.path, action), reward, *rose)
             if reward > best: best, paid = reward, []
             if key not in cells:
                 keys.append(key)
                 if reward == best > 0: paid.append(key)
             if key not in cells or len(at.path) < len(cells[key].path):
-                cells[key] = replace(at, snapshot=env.save(), visits=cells[key].visits if key in cells else 0)
+                at.snapshot, at.visits = env.save(), cells[key].visits if key in cells else 0
+                cells[key] = at
     return None, n
 
 # %% ../../nbs/opening/explore.ipynb #65453b53
