@@ -14,7 +14,7 @@ from a3t.envs.alfworld.simulator import AlfSim
 from a3t.envs.panel import Panel
 from a3t.exchange.formats import action_of, record, records
 from a3t.exchange.names import Index, name_parts, same_words
-from a3t.exchange.panel import panel_data, read_panel, source_games
+from a3t.exchange.panel import _from_settings, panel_data, read_panel, source_games
 from a3t.exchange.verify import verify_file
 
 QUIET = dict(deadline=None, suppress_health_check=list(HealthCheck))
@@ -285,6 +285,11 @@ def test_presets_and_runs_are_sources(tmp_path, monkeypatch):
     assert dict(source_games(str(tmp_path))) == dict(generate_games(**made))
     with pytest.raises(A3TError, match='has the environment cooking'): source_games('cpu-cooking')
 
+def test_presets_of_the_package_and_of_ones_own_are_sources(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'settings.ini').write_text('[mine]\nextends = cpu\n')
+    assert _from_settings('mine', 3) == _from_settings('cpu', 3) and _from_settings('x.xz', 3) == ('x.xz', None)
+
 NAME = 'pick_and_place_simple-Pen-None-Desk-301', 'trial_T20190909_012345_678901'
 
 @pytest.mark.parametrize('form', [
@@ -410,6 +415,16 @@ def test_a_panel_of_generated_games_knows_its_seed(tmp_path):
     assert main(['panel', 'seen', *g, '--seed', '7', '--n', '5', '--json', str(file)]) == 0
     assert main(['panel', '--check', str(file), *g]) == 0
     assert main(['panel', '--check', str(file), *g, '--seed', '8']) == 1
+
+def test_a_panel_of_the_project_is_checked_from_another_folder(tmp_path, source, monkeypatch):
+    monkeypatch.setenv('A3T_DATA', str(tmp_path/'data'))
+    (tmp_path/'data').mkdir()
+    monkeypatch.chdir(tmp_path)
+    g = ['--games', str(source)]
+    assert main(['panel', 'seen', *g, '--json', 'data/p.json']) == 0 and (tmp_path/'data'/'p.json').is_file()
+    (tmp_path/'below').mkdir()
+    monkeypatch.chdir(tmp_path/'below')
+    assert main(['panel', '--check', 'data/p.json', *g]) == 0
 
 def test_published_panels_have_their_hashes(capsys):
     assert main(['panel']) == 0
