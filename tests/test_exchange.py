@@ -54,7 +54,7 @@ def test_files_lose_nothing(tmp_path_factory, some):
         assert [trajectory_id(t) for t in read(d/f'from-{name}')] == [trajectory_id(t) for t in read(d/'store')]
 
 def test_half_a_character_survives_in_a_step(tmp_path):
-    t = replace(SEEN, steps=(Step('a\ud83d', 'look\udc00', 'x'),))
+    t = replace(SEEN, steps=(Step('a\ud83d', 'look\udc00', 'x\ud83d'),))
     append(tmp_path/'store', [t])
     for format in ('chat', 'atif', 'dataset'):
         to = tmp_path/f'{format}.jsonl'
@@ -140,6 +140,13 @@ def test_others_episodes_are_imported_as_far_as_they_tell(tmp_path, capsys):
     assert (second.goal, second.observation, second.reward, second.won) == ('look.', 'A room.', .5, False)
     out = capsys.readouterr().out
     assert '2 come from elsewhere' in out and out.endswith('\n') and '\n\n' not in out
+
+def test_a_list_of_commands_is_no_part_of_the_task(tmp_path):
+    said = [{'from':'human', 'value':'A room.\n\nYour task is to: look.\nAVAILABLE ACTIONS: look, go'},
+            {'from':'gpt', 'value':'Action: look'}]
+    (tmp_path/'x.jsonl').write_text(json.dumps(dict(item_id='alfworld_3', conversations=said, reward=0)))
+    t, = trajectories(tmp_path/'x.jsonl')
+    assert (t.goal, t.observation, t.actions) == ('look.', 'A room.', ['look'])
 
 @pytest.mark.parametrize('change,contains', [
     (dict(messages=[], won=True), 'holds no action'), (dict(actions=[], won=True), 'holds no action'),

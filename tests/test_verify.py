@@ -1,11 +1,11 @@
 "Other people's episodes: each way of tampering is named, honest sets pass, and no file breaks the reader"
 import gzip, json, lzma, re
 from dataclasses import replace
-import pytest
+import pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from a3t.accumulate import append
 from a3t.cli import main
-from a3t.core import A3TError, Step, Trajectory
+from a3t.core import A3TError, Step, Trajectory, to_row
 from a3t.files import read_json
 from a3t.envs.alfworld.games import Games, mini_games, pack_games, unpack_games
 from a3t.envs.alfworld.generator import generate_games
@@ -257,6 +257,46 @@ def test_examples_in_the_prompt_are_not_played():
            {'from':'gpt', 'value':'Action: right'}, {'from':'human', 'value':'You are in the middle of a room.'},
            {'from':'gpt', 'value':'Action: right too'}]
     assert record(dict(id='x', conversations=example + own), '1').actions == ['right', 'right too']
+
+def test_a_prompt_that_restates_room_and_task_loses_no_action():
+    start = 'You are in the middle of a room. You see a {}.\n\nYour task is to: look.\n\n'
+    def user(place, more=''): return {'from':'human', 'value':start.format(place) + more}
+    def act(action): return {'from':'gpt', 'value':f'Action: {action}'}
+    example = [user('bed 1'), act('wrong')] # of the same words, in another room
+    own = [user('desk 1'), act('first'), user('desk 1', 'So far: first'), act('second')]
+    r = record(dict(id='x', conversations=example + own), '1')
+    assert r.actions == ['first', 'second'] and 'desk 1' in r.observation
+
+def test_each_of_several_calls_in_a_message_is_a_step():
+    def call(id, action): return dict(id=id, function=dict(name='act', arguments=json.dumps(dict(action=action))))
+    def answer(id, text): return dict(role='tool', tool_call_id=id, content=text)
+    said = [dict(role='user', content='Your task is to: a.'),
+            dict(role='assistant', content='Both.', tool_calls=[call('c0', 'look'), call('c1', 'wait')]),
+            answer('c1', 'You wait.'), answer('c0', 'You look.'),
+            dict(role='assistant', content=None, tool_calls=[call('c0', 'go'), call('c1', 'end')]),
+            answer('c0', 'You go.')]
+    r = record(dict(task='t', won=False, messages=said), '1')
+    assert [(s.reason, s.action, s.observation) for s in r.steps] == [
+        ('Both.', 'look', 'You look.'), ('', 'wait', 'You wait.'), ('', 'go', 'You go.'), ('', 'end', '')]
+
+CALLS = [dict(source='agent', tool_calls=[dict(tool_call_id=[1], function_name='act', arguments=dict(action='look'))])]
+MALFORMED = [dict(messages=[dict(role='assistant', content='', tool_calls={'a':1})]),
+             dict(messages=[dict(role='assistant', content='', tool_calls=5)]),
+             dict(actions=['look'], reward=10**400), dict(actions=['look'], won=True, observation='x \ud83d'),
+             dict(messages=[dict(role='user', content='x \ud83d')]), dict(actions=[], won=True, task='\ud83d'),
+             dict(schema_version='ATIF-v1.7', steps=CALLS), dict(actions=[None], won=True)]
+
+def test_malformed_records_are_unreadable_and_the_others_count(tmp_path, honest, source):
+    status, res = verified(write(tmp_path/'x.jsonl', [*MALFORMED, *honest]), source)
+    assert status == 1 and res['n'] == 12 and [p['kind'] for p in res['problems']] == ['unreadable']*len(MALFORMED)
+
+def test_a_row_without_an_action_is_unreadable(tmp_path, capsys, source):
+    row = to_row(Trajectory('t', 'look', 'g', 'o', (Step('', 'look', 'x'),), 0., False))
+    row['steps'] = row['steps'].replace('"action": "look"', '"action": null')
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path/'x.parquet')
+    assert kinds(verified(tmp_path/'x.parquet', source)[1]) >= {('unreadable', '')}
+    assert main(['import', str(tmp_path/'x.parquet'), '--to', str(tmp_path/'s')]) == 1
+    assert 'row 1 cannot be read' in capsys.readouterr().err and not (tmp_path/'s').exists()
 
 @pytest.mark.parametrize('text,action', [
     ('Thought: a\nAction: go to desk 1', 'go to desk 1'), ('Action:\n  look  \n', 'look'), ('**Action:** look', 'look'),
