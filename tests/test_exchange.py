@@ -7,10 +7,11 @@ from a3t.accumulate import append, read, stores
 from a3t.cli import main
 from a3t.core import Step, Trajectory, trajectory_id
 from a3t.files import results_folder
-from a3t.exchange.dataset import DATASET, Totals, card, dataset_row, made_by
+from a3t.exchange.dataset import COLUMNS, DATASET, Totals, card, dataset_row, made_by
 from a3t.exchange.export import trajectories
 from a3t.exchange.formats import record, records
 from a3t.exchange.messages import atif, chat, completion, from_atif, from_chat, messages, pair
+from a3t.exchange.weights import weights_card
 from a3t.models.base import Completion
 
 QUIET = dict(deadline=None, suppress_health_check=list(HealthCheck))
@@ -296,6 +297,7 @@ def test_the_card_counts(store):
     assert '3 episodes of 2 tasks, 1 of them successful, with 6\nsteps' in text and '| look | 3 | 1 |' in text
     assert 'valid_seen 3' in text and 'sampled 2' in text and str(store.parent) not in text
     assert text.startswith('---\nlicense: apache-2.0\n') and 'n<1K' in text
+    assert {k for names in COLUMNS for k in names.split(', ')} == set(DATASET.names) == set(dataset_row(SEEN))
 
 # -- TRL: the exported rows train for one step
 
@@ -355,6 +357,12 @@ def test_merged_weights_answer_like_adapter_and_base(tmp_path, capsys):
     with net.disable_adapter(): assert merged != [greedy(net, t) for t in texts]
     text = ''.join((tmp_path/'full'/f).read_text() for f in ('README.md', 'config.json', 'tokenizer_config.json'))
     assert str(tmp_path) not in text and '# full' in text and 'tiny' in text
+
+def test_a_card_names_models_of_the_hub_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'models'/'mine').mkdir(parents=True)
+    assert 'base_model: OWNER/NAME\n' in weights_card('x', 'OWNER/NAME', '0', 'float32')
+    for folder in ('models/mine', str(tmp_path)): assert 'base_model' not in weights_card('x', folder, '0', 'x')
 
 def test_an_adapter_without_base_needs_a_model(tmp_path, capsys):
     (tmp_path/'adapter_config.json').write_text(json.dumps(dict(peft_type='LORA', base_model_name_or_path=None)))

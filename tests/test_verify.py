@@ -15,7 +15,7 @@ from a3t.envs.panel import Panel
 from a3t.exchange.formats import action_of, record, records
 from a3t.exchange.names import Index, name_parts, same_words
 from a3t.exchange.panel import _from_settings, panel_data, read_panel, source_games
-from a3t.exchange.verify import verify_file
+from a3t.exchange.verify import Check, verify_file
 
 QUIET = dict(deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -144,6 +144,13 @@ def test_an_altered_published_game_is_named(tmp_path):
     status, res = verified(file, tmp_path/'g.jsonl.xz')
     assert status == 1 and ('altered', task) in kinds(res) and res['n'] == res['successes'] == 0
     assert sum(p['kind'] == 'missing' for p in res['problems']) == len(published()['unseen']) - 1
+
+def test_a_game_that_cannot_be_replayed_has_no_recorded_hash(tmp_path, games, source, monkeypatch):
+    def broken(game, actions, steps): raise A3TError('no such rule')
+    monkeypatch.setattr('a3t.exchange.verify.replay', broken)
+    check = Check(Index(games), hashes={t:g.hash for t,g in games.items()})
+    check.add(record(dict(task=games.tasks('unseen')[0], actions=['look'], won=False), 'x'))
+    assert check.problems[0]['kind'] == 'unplayable' and check.totals['listed'] == len(check.won) == 0
 
 def test_a_truncated_file_is_named(tmp_path, honest, source):
     lines = ''.join(json.dumps(e) + '\n' for e in honest).encode()
