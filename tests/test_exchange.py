@@ -7,10 +7,11 @@ from a3t.accumulate import append, read, stores
 from a3t.cli import main
 from a3t.core import Step, Trajectory, trajectory_id
 from a3t.files import results_folder
-from a3t.exchange.dataset import DATASET, Totals, card, dataset_row, made_by
+from a3t.exchange.dataset import COLUMNS, DATASET, Totals, card, dataset_row, made_by
 from a3t.exchange.export import trajectories
 from a3t.exchange.formats import record, records
 from a3t.exchange.messages import atif, chat, completion, from_atif, from_chat, messages, pair
+from a3t.exchange.weights import weights_card
 from a3t.models.base import Completion
 
 QUIET = dict(deadline=None, suppress_health_check=list(HealthCheck))
@@ -54,7 +55,7 @@ def test_files_lose_nothing(tmp_path_factory, some):
         assert [trajectory_id(t) for t in read(d/f'from-{name}')] == [trajectory_id(t) for t in read(d/'store')]
 
 def test_half_a_character_survives_in_a_step(tmp_path):
-    t = replace(SEEN, steps=(Step('a\ud83d', 'look\udc00', 'x'),))
+    t = replace(SEEN, steps=(Step('a\ud83d', 'look\udc00', 'x\ud83d'),))
     append(tmp_path/'store', [t])
     for format in ('chat', 'atif', 'dataset'):
         to = tmp_path/f'{format}.jsonl'
@@ -140,6 +141,13 @@ def test_others_episodes_are_imported_as_far_as_they_tell(tmp_path, capsys):
     assert (second.goal, second.observation, second.reward, second.won) == ('look.', 'A room.', .5, False)
     out = capsys.readouterr().out
     assert '2 come from elsewhere' in out and out.endswith('\n') and '\n\n' not in out
+
+def test_a_list_of_commands_is_no_part_of_the_task(tmp_path):
+    said = [{'from':'human', 'value':'A room.\n\nYour task is to: look.\nAVAILABLE ACTIONS: look, go'},
+            {'from':'gpt', 'value':'Action: look'}]
+    (tmp_path/'x.jsonl').write_text(json.dumps(dict(item_id='alfworld_3', conversations=said, reward=0)))
+    t, = trajectories(tmp_path/'x.jsonl')
+    assert (t.goal, t.observation, t.actions) == ('look.', 'A room.', ['look'])
 
 @pytest.mark.parametrize('change,contains', [
     (dict(messages=[], won=True), 'holds no action'), (dict(actions=[], won=True), 'holds no action'),
@@ -289,6 +297,7 @@ def test_the_card_counts(store):
     assert '3 episodes of 2 tasks, 1 of them successful, with 6\nsteps' in text and '| look | 3 | 1 |' in text
     assert 'valid_seen 3' in text and 'sampled 2' in text and str(store.parent) not in text
     assert text.startswith('---\nlicense: apache-2.0\n') and 'n<1K' in text
+    assert {k for names in COLUMNS for k in names.split(', ')} == set(DATASET.names) == set(dataset_row(SEEN))
 
 # -- TRL: the exported rows train for one step
 
@@ -348,6 +357,12 @@ def test_merged_weights_answer_like_adapter_and_base(tmp_path, capsys):
     with net.disable_adapter(): assert merged != [greedy(net, t) for t in texts]
     text = ''.join((tmp_path/'full'/f).read_text() for f in ('README.md', 'config.json', 'tokenizer_config.json'))
     assert str(tmp_path) not in text and '# full' in text and 'tiny' in text
+
+def test_a_card_names_models_of_the_hub_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'models'/'mine').mkdir(parents=True)
+    assert 'base_model: OWNER/NAME\n' in weights_card('x', 'OWNER/NAME', '0', 'float32')
+    for folder in ('models/mine', str(tmp_path)): assert 'base_model' not in weights_card('x', folder, '0', 'x')
 
 def test_an_adapter_without_base_needs_a_model(tmp_path, capsys):
     (tmp_path/'adapter_config.json').write_text(json.dumps(dict(peft_type='LORA', base_model_name_or_path=None)))

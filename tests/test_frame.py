@@ -111,6 +111,8 @@ def test_a_score_is_the_same_again(adapter):
     assert a['n'] == 6 and list(a['splits']) == ['seen',
                                                  'unseen'] and a['splits']['seen']['n'] == 3 and a['model'] == 'tiny'
     assert all(f'{h} ({s}, 3 tasks)' in p.stdout for s,h in a['panels'].items()) and 'seed 0' in p.stdout
+    one_line_error(run('a.json'), 'is no score of this evaluation with this code: choose another --json')
+    (adapter.path/'a.json').unlink()
     one_line_error(run('a.json'), 'another evaluation, or of other code: delete it, or choose another --json')
 
 # -- whole runs

@@ -1,16 +1,17 @@
 "One command form scores anything that acts, and its file states the whole protocol"
-import json, os, signal, threading, time
+import asyncio, json, os, signal, threading, time
 from dataclasses import replace
 import pytest
 from a3t.accumulate import read
 from a3t.cli import main
+from a3t.core import A3TError
 from a3t.files import read_json
 from a3t.envs.base import ToyHouse
 from a3t.models.chat import MESSAGES, messages_of
 from a3t.models.toyserver import ToyServer
 from a3t.scoring import score
 from a3t.runs.manifests import code_hashes
-from a3t.scoring.players import function_hash, import_function, player
+from a3t.scoring.players import Function, function_hash, import_function, player
 from a3t.scoring.styles import GO_ON, REACT, read_answer, styled_segments
 from a3t.settings import load_settings
 from conftest import ROOT
@@ -79,6 +80,57 @@ def test_trials_have_names_of_their_own(place):
     s = scored(place, 'random', '--trials', '3')
     assert 'rate' not in s and s['pass@1']['episodes'] == 6 and s['best_of_3']['n'] == 2
     assert s['best_of_3']['rate'] >= s['pass@1']['rate']
+
+def refusal(capsys, *words):
+    "What a command that is refused prints"
+    assert main(['evaluate', '--preset', 'smoke', *words]) == 1
+    err = capsys.readouterr().err
+    assert err.count('\n') == 1
+    return err
+
+@pytest.mark.parametrize('text', ['{}', '[]', 'no JSON', '{"protocol": {"trials": 1}}'])
+def test_a_file_that_is_no_score_of_this_evaluation_stays(place, text, capsys):
+    (place/'score.json').write_text(text)
+    assert 'choose another --json' in refusal(capsys, '--agent', 'random', '--json', 'score.json')
+    assert (place/'score.json').read_text() == text and not (place/'score.episodes').exists()
+
+def test_fewer_trials_replace_no_score(place, capsys):
+    s = scored(place, 'random', '--trials', '2')
+    capsys.readouterr()
+    assert 'pass --trials 2, or choose another --json' in refusal(
+        capsys, '--agent', 'random', '--json', 'score.json', '--set', 'eval_tasks=2', 'max_steps=3')
+    assert read_json(place/'score.json') == s
+    assert scored(place, 'random', '--trials', '2') == s and 'stored before' in capsys.readouterr().out
+    assert scored(place, 'random', '--trials', '3')['protocol']['trials'] == 3
+
+def test_agents_share_no_answers(place, monkeypatch, capsys):
+    "One that is stopped, and another that writes to the same file"
+    folders = []
+    def stopped(who, S, env, style, answers):
+        folders.append(answers)
+        raise A3TError('stopped')
+    monkeypatch.setattr(score, 'policy_of', stopped)
+    for agent in ('tiny', 'smollm2-135m', 'tiny'): refusal(capsys, '--agent', agent, '--json', 'score.json')
+    assert folders[0] == folders[2] != folders[1] and {f.parent.name for f in folders} == {'score.answers'}
+
+@pytest.mark.parametrize('words,contains', [
+    (('--agent', 'tiny', '--set', 'model=smollm2-135m'), 'name the model with --agent'),
+    (('--agent', 'full', '--model', 'tiny'), 'omit --model'),
+    (('--agent', 'random', '--panel', 'p.json', '--splits', 'seen', '--games', 'x'), '--panel names the tasks'),
+    (('--agent', 'random', '--panel', 'p.json', '--set', 'eval_tasks=2'), '--panel names the tasks')])
+def test_no_option_is_ignored(place, capsys, words, contains):
+    (place/'full').mkdir()
+    (place/'full'/'config.json').write_text('{}')
+    assert contains in refusal(capsys, *words)
+
+def test_a_seed_is_passed_to_who_asks_for_it():
+    def two(history, info): return 'a', str(0)
+    def default(history, info, debug=False): return 'a', str(debug)
+    def named(history, info, seed=5): return 'a', str(seed)
+    def needed(history, info, number): return 'a', str(number)
+    def any_(*words): return 'a', str(len(words))
+    said = [asyncio.run(Function(f)(None, {}, 7))[1] for f in (two, default, named, needed, any_)]
+    assert said == ['0', 'False', '7', '7', '2']
 
 def test_a_panel_is_played_exactly_or_refused(place, capsys):
     assert main(['evaluate', '--agent', 'random', '--preset', 'cpu', '--panel',

@@ -58,6 +58,7 @@ def test_rows_are_the_panel_with_seeds(alfworld):
     with pytest.raises(A3TError, match='asked for'): alfworld.rows('train', 99)
     with pytest.raises(A3TError, match='max_stepz'): World('cpu', max_stepz=3)
     with pytest.raises(A3TError): World(dict(alfworld.settings), max_steps=0)
+    with pytest.raises(A3TError, match='did you mean max_steps'): World(dict(alfworld.settings), max_step=3)
 
 def test_a_game_is_won_once(alfworld):
     row = alfworld.rows()[0]

@@ -1,11 +1,11 @@
 "Other people's episodes: each way of tampering is named, honest sets pass, and no file breaks the reader"
 import gzip, json, lzma, re
 from dataclasses import replace
-import pytest
+import pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from a3t.accumulate import append
 from a3t.cli import main
-from a3t.core import A3TError, Step, Trajectory
+from a3t.core import A3TError, Step, Trajectory, to_row
 from a3t.files import read_json
 from a3t.envs.alfworld.games import Games, mini_games, pack_games, unpack_games
 from a3t.envs.alfworld.generator import generate_games
@@ -14,8 +14,8 @@ from a3t.envs.alfworld.simulator import AlfSim
 from a3t.envs.panel import Panel
 from a3t.exchange.formats import action_of, record, records
 from a3t.exchange.names import Index, name_parts, same_words
-from a3t.exchange.panel import panel_data, read_panel, source_games
-from a3t.exchange.verify import verify_file
+from a3t.exchange.panel import _from_settings, panel_data, read_panel, source_games
+from a3t.exchange.verify import Check, verify_file
 
 QUIET = dict(deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -145,6 +145,13 @@ def test_an_altered_published_game_is_named(tmp_path):
     assert status == 1 and ('altered', task) in kinds(res) and res['n'] == res['successes'] == 0
     assert sum(p['kind'] == 'missing' for p in res['problems']) == len(published()['unseen']) - 1
 
+def test_a_game_that_cannot_be_replayed_has_no_recorded_hash(tmp_path, games, source, monkeypatch):
+    def broken(game, actions, steps): raise A3TError('no such rule')
+    monkeypatch.setattr('a3t.exchange.verify.replay', broken)
+    check = Check(Index(games), hashes={t:g.hash for t,g in games.items()})
+    check.add(record(dict(task=games.tasks('unseen')[0], actions=['look'], won=False), 'x'))
+    assert check.problems[0]['kind'] == 'unplayable' and check.totals['listed'] == len(check.won) == 0
+
 def test_a_truncated_file_is_named(tmp_path, honest, source):
     lines = ''.join(json.dumps(e) + '\n' for e in honest).encode()
     for name,data in (('a.jsonl', lines[:-30]), ('b.jsonl.xz', lzma.compress(lines)[:-40]),
@@ -258,6 +265,46 @@ def test_examples_in_the_prompt_are_not_played():
            {'from':'gpt', 'value':'Action: right too'}]
     assert record(dict(id='x', conversations=example + own), '1').actions == ['right', 'right too']
 
+def test_a_prompt_that_restates_room_and_task_loses_no_action():
+    start = 'You are in the middle of a room. You see a {}.\n\nYour task is to: look.\n\n'
+    def user(place, more=''): return {'from':'human', 'value':start.format(place) + more}
+    def act(action): return {'from':'gpt', 'value':f'Action: {action}'}
+    example = [user('bed 1'), act('wrong')] # of the same words, in another room
+    own = [user('desk 1'), act('first'), user('desk 1', 'So far: first'), act('second')]
+    r = record(dict(id='x', conversations=example + own), '1')
+    assert r.actions == ['first', 'second'] and 'desk 1' in r.observation
+
+def test_each_of_several_calls_in_a_message_is_a_step():
+    def call(id, action): return dict(id=id, function=dict(name='act', arguments=json.dumps(dict(action=action))))
+    def answer(id, text): return dict(role='tool', tool_call_id=id, content=text)
+    said = [dict(role='user', content='Your task is to: a.'),
+            dict(role='assistant', content='Both.', tool_calls=[call('c0', 'look'), call('c1', 'wait')]),
+            answer('c1', 'You wait.'), answer('c0', 'You look.'),
+            dict(role='assistant', content=None, tool_calls=[call('c0', 'go'), call('c1', 'end')]),
+            answer('c0', 'You go.')]
+    r = record(dict(task='t', won=False, messages=said), '1')
+    assert [(s.reason, s.action, s.observation) for s in r.steps] == [
+        ('Both.', 'look', 'You look.'), ('', 'wait', 'You wait.'), ('', 'go', 'You go.'), ('', 'end', '')]
+
+CALLS = [dict(source='agent', tool_calls=[dict(tool_call_id=[1], function_name='act', arguments=dict(action='look'))])]
+MALFORMED = [dict(messages=[dict(role='assistant', content='', tool_calls={'a':1})]),
+             dict(messages=[dict(role='assistant', content='', tool_calls=5)]),
+             dict(actions=['look'], reward=10**400), dict(actions=['look'], won=True, observation='x \ud83d'),
+             dict(messages=[dict(role='user', content='x \ud83d')]), dict(actions=[], won=True, task='\ud83d'),
+             dict(schema_version='ATIF-v1.7', steps=CALLS), dict(actions=[None], won=True)]
+
+def test_malformed_records_are_unreadable_and_the_others_count(tmp_path, honest, source):
+    status, res = verified(write(tmp_path/'x.jsonl', [*MALFORMED, *honest]), source)
+    assert status == 1 and res['n'] == 12 and [p['kind'] for p in res['problems']] == ['unreadable']*len(MALFORMED)
+
+def test_a_row_without_an_action_is_unreadable(tmp_path, capsys, source):
+    row = to_row(Trajectory('t', 'look', 'g', 'o', (Step('', 'look', 'x'),), 0., False))
+    row['steps'] = row['steps'].replace('"action": "look"', '"action": null')
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path/'x.parquet')
+    assert kinds(verified(tmp_path/'x.parquet', source)[1]) >= {('unreadable', '')}
+    assert main(['import', str(tmp_path/'x.parquet'), '--to', str(tmp_path/'s')]) == 1
+    assert 'row 1 cannot be read' in capsys.readouterr().err and not (tmp_path/'s').exists()
+
 @pytest.mark.parametrize('text,action', [
     ('Thought: a\nAction: go to desk 1', 'go to desk 1'), ('Action:\n  look  \n', 'look'), ('**Action:** look', 'look'),
     ('THOUGHT: x\nACTION: use desklamp 1', 'use desklamp 1'), ('Act: look', 'look'), ('> look', 'look'), ('', ''),
@@ -284,6 +331,11 @@ def test_presets_and_runs_are_sources(tmp_path, monkeypatch):
     monkeypatch.setenv('A3T_DATA', str(tmp_path/'data'))
     assert dict(source_games(str(tmp_path))) == dict(generate_games(**made))
     with pytest.raises(A3TError, match='has the environment cooking'): source_games('cpu-cooking')
+
+def test_presets_of_the_package_and_of_ones_own_are_sources(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'settings.ini').write_text('[mine]\nextends = cpu\n')
+    assert _from_settings('mine', 3) == _from_settings('cpu', 3) and _from_settings('x.xz', 3) == ('x.xz', None)
 
 NAME = 'pick_and_place_simple-Pen-None-Desk-301', 'trial_T20190909_012345_678901'
 
@@ -410,6 +462,16 @@ def test_a_panel_of_generated_games_knows_its_seed(tmp_path):
     assert main(['panel', 'seen', *g, '--seed', '7', '--n', '5', '--json', str(file)]) == 0
     assert main(['panel', '--check', str(file), *g]) == 0
     assert main(['panel', '--check', str(file), *g, '--seed', '8']) == 1
+
+def test_a_panel_of_the_project_is_checked_from_another_folder(tmp_path, source, monkeypatch):
+    monkeypatch.setenv('A3T_DATA', str(tmp_path/'data'))
+    (tmp_path/'data').mkdir()
+    monkeypatch.chdir(tmp_path)
+    g = ['--games', str(source)]
+    assert main(['panel', 'seen', *g, '--json', 'data/p.json']) == 0 and (tmp_path/'data'/'p.json').is_file()
+    (tmp_path/'below').mkdir()
+    monkeypatch.chdir(tmp_path/'below')
+    assert main(['panel', '--check', 'data/p.json', *g]) == 0
 
 def test_published_panels_have_their_hashes(capsys):
     assert main(['panel']) == 0

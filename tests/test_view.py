@@ -120,13 +120,16 @@ def test_an_exported_file_shows_the_same(run, tmp_path, format, monkeypatch):
     assert len(one) == 3
 
 def test_what_claims_nothing_and_what_cannot_be_read(tmp_path):
-    lines = '{"task":"x","actions":["look"],"won":true}', '{"messages":[{"role":"user","content":"Hi"}]}', '7'
+    lines = ('{"task":"x","actions":["look \\ud83d"],"won":true}', '{"messages":[{"role":"user","content":"Hi"}]}', '7',
+             '{"task":"x","actions":[],"won":true}')
     (tmp_path/'a.jsonl').write_text('\n'.join(lines))
     c = Collection(tmp_path/'a.jsonl')
     with serving(view_site(c)) as url:
         status, page = get(url)
-        assert status == 200 and 'no claim' in page and '1 more cannot be read' in page and 'line 3' in page
+        assert status == 200 and 'no claim' in page and '2 more cannot be read' in page and 'line 3' in page
         assert 'no claim' in get(url, link('/episode', at='a.jsonl:1'))[1]
+        assert 'look ?' in get(url, link('/episode', at='a.jsonl:0'))[1]
+    assert [f.fault for f in c.faults][1] == 'it claims success, but holds no action: add its actions'
     assert [*c.pick(Filter(won='unknown'))] == [1] == [*c.pick(Filter(task='line 2'))]
     (tmp_path/'b.jsonl').write_text('7\n')
     for name,contains in (('b.jsonl', 'no episode that can be read'), ('none.jsonl', 'there is no')):

@@ -1,5 +1,5 @@
 "The wheel, installed into a fresh environment, works in an empty folder"
-import os, re, shutil, subprocess, sys, zipfile
+import json, os, re, shutil, subprocess, sys, zipfile
 from pathlib import Path
 import pytest
 from conftest import ROOT
@@ -69,6 +69,13 @@ def test_commands_work_in_an_empty_folder(installed, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {'data'}
     score = installed(tmp_path, 'a3t', 'evaluate', '--adapter', 'data/runs/smoke/round_01/adapter', '--preset', 'smoke')
     assert re.search(r'score: data/evaluations/\w+\.json', score)
+
+def test_panels_and_episodes_are_checked_in_an_empty_folder(installed, tmp_path):
+    games = ['--games', 'generated']
+    assert 'panel: p.json' in installed(tmp_path, 'a3t', 'panel', 'unseen', *games, '--n', '1', '--json', 'p.json')
+    task, = json.loads((tmp_path/'p.json').read_text())['games']
+    (tmp_path/'x.jsonl').write_text(json.dumps(dict(task=task, actions=['look'], won=False)))
+    assert 'every claim holds' in installed(tmp_path, 'a3t', 'verify', 'x.jsonl', *games, '--panel', 'p.json')
 
 def test_data_goes_where_the_variable_points(installed, tmp_path):
     (tmp_path/'here').mkdir()

@@ -84,8 +84,9 @@ def _table(head, rows):
 
 # %% ../../nbs/exchange/dataset.ipynb #ds12
 COLUMNS = { # what a reader of the data needs to know
-    'messages':'the episode as a chat; the environment is the user', 'task':'task id', 'goal':'the task in words',
-    'observation':'the first observation', 'won':'was the task solved?', 'reward':"the environment's reward",
+    'messages':'the episode as a chat; the environment is the user', 'id':'hash of the texts', 'task':'task id',
+    'task_type':'kind of task', 'goal':'the task in words', 'observation':'the first observation',
+    'won':'was the task solved?', 'reward':"the environment's reward",
     'steps':'JSON: reason, action, observation, actor (`policy` or `sampled`), valid, cut',
     'source':'`policy`, `composed` or `explored`', 'round, seed':'of the run', 'full':"was the model's context full?"}
 
@@ -126,7 +127,7 @@ Apache-2.0. The words of the games belong to the projects that published them.
 # %% ../../nbs/exchange/dataset.ipynb #ds15
 SHARD = 5000 # trajectories in a file
 _MESSAGE = pa.struct([('role', pa.string()), ('content', pa.string())])
-DATASET = SCHEMA.append(pa.field('messages', pa.list_(_MESSAGE)))
+DATASET = pa.schema([*(f for f in SCHEMA if f.name != 'way'), pa.field('messages', pa.list_(_MESSAGE))])
 
 def dataset_row(
     t:Trajectory, # a trajectory

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASK', 'THOUGHT', 'ACTION', 'SAID', 'opening', 'read_opening', 'turn', 'read_turn', 'about', 'about_step', 'messages',
-           'chat', 'checked', 'from_chat', 'atif', 'from_atif', 'completion', 'pair']
+           'chat', 'checked', 'encodable', 'from_chat', 'atif', 'from_atif', 'completion', 'pair']
 
 # %% ../../nbs/exchange/messages.ipynb #ms02
 import a3t
@@ -107,14 +107,17 @@ def checked(
         if name not in fields: continue
         value = float(fields[name]) if f.type is float and type(fields[name]) is int else fields[name]
         if type(value) is not f.type: raise ValueError(f'its {name} is not of type {f.type.__name__}: {brief(value)}')
-        if f.type is str and name in SAID: _encodable(name, value)
+        if kind is Trajectory and f.type is str and name in SAID: encodable(name, value)
         res[name] = value
     if kind is Step and res.get('actor', 'policy') not in ('policy', 'sampled'):
         raise ValueError(f"its actor is neither policy nor sampled: {brief(res['actor'])}")
     try: return kind(**res)
     except TypeError: raise ValueError(f'it lacks fields of a {kind.__name__.lower()}') from None
 
-def _encodable(name, text):
+def encodable(
+    name:str, # of a field
+    text:str, # its value
+):
     "Raise `ValueError` for a text that no table can store"
     try: text.encode()
     except UnicodeEncodeError: raise ValueError(f'its {name} is not valid Unicode: {brief(text)}') from None

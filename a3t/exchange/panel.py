@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from pathlib import Path
 from ..core import A3TError, brief, did_you_mean
-from ..files import check_output, project_path, project_root, read_json, write_json
+from ..files import check_output, project_path, read_json, write_json
 from ..envs.alfworld import games_source
 from ..envs.alfworld.games import Games, load_games, task_type
 from ..envs.alfworld.panels import game_panel, official_share, published, type_counts
@@ -48,9 +48,9 @@ def named_panel(
 # %% ../../nbs/exchange/panel.ipynb #pa08
 def _from_settings(games, seed):
     "(games, generator) of a source: a preset, a run, or what `named_games` takes"
-    run, presets = project_path(games, Path.cwd())/'run.json', project_root()/'settings.ini'
+    run = project_path(games, Path.cwd())/'run.json'
     if run.is_file(): S = read_json(run).get('settings', {})
-    elif games in preset_names(read_settings(presets)): S = load_settings(games, {}, presets)
+    elif games in preset_names(read_settings()): S = load_settings(games)
     else: return games, dict(seed=seed) if games == 'generated' else None
     if S.get('environment') != 'alfworld':
         raise A3TError(f"--games {games} has the environment {S.get('environment')}: choose a source of AlfWorld games")
@@ -115,7 +115,7 @@ def check_command(
 )->int: # 0 if every game is there, unaltered
     "Check the games of a panel's file"
     panel = read_panel(file)
-    games = source_games(games, seed or read_json(file).get('seed', 0))
+    games = source_games(games, seed or read_json(project_path(file, Path.cwd())).get('seed', 0))
     faults, where = panel_faults(panel, games), Path(games.source).name
     for f in faults[:10]: print(f"{f['task']}: {f['what']}")
     if len(faults) > 10: print(f'… and {len(faults) - 10:,} more')

@@ -119,6 +119,12 @@ class Check:
         self.won, self.sound = {}, {}
         self.hashes = [hashes or {}, *(published()[s] for s in SPLITS)]
 
+    def demanded(self,
+        task:str, # id of a game
+    )->set: # of hashes; empty where none is known
+        "The content that a game must have"
+        return {h[task] for h in self.hashes if h.get(task)}
+
     def add_problem(self, kind, task, what, where=''):
         "Note a problem"
         self.problems.append(dict(task=task, what=f'{where}: {what}' if where else what, kind=kind))
@@ -128,9 +134,7 @@ class Check:
     )->bool: # True where no hash is known
         "Has a game the content that its hash demands?"
         if task not in self.sound:
-            wanted = {h[task] for h in self.hashes if h.get(task)}
-            self.sound[task] = wanted <= {self.index.games[task].hash}
-            self.totals['listed'] += bool(wanted) and self.sound[task]
+            self.sound[task] = self.demanded(task) <= {self.index.games[task].hash}
             if not self.sound[task]:
                 self.add_problem('altered', task, 'altered game: its content has another hash than the published one, '
                                                   'or than that of the panel')
@@ -153,7 +157,9 @@ def add(self:Check,
     except A3TError as e: return self.add_problem('unplayable', task, f'cannot be replayed: {e}', r.where)
     for kind,what in faults: self.add_problem(kind, task, what, r.where)
     if self.seen[task] > 1: return
-    if sound: self.won[task] = res.won
+    if sound:
+        self.won[task] = res.won
+        self.totals['listed'] += bool(self.demanded(task))
     self.totals.update(claimed=bool(r.claim), unclaimed=r.claim is None, actions=res.end, invalid=res.invalid)
 
 # %% ../../nbs/exchange/verify.ipynb #ve16

@@ -18,7 +18,8 @@ HUB = {'smollm2-135m':'HuggingFaceTB/SmolLM2-135M-Instruct'} # name of a model h
 
 def _base(model):
     "The line of a card that names the base model; none for a folder"
-    return f'base_model: {hub}\n' if '/' in (hub := HUB.get(model, model)) and not Path(model).is_absolute() else ''
+    hub, folder = HUB.get(model, model), project_path(model)
+    return f'base_model: {hub}\n' if '/' in hub and not folder.is_dir() and not Path(model).is_absolute() else ''
 
 # %% ../../nbs/exchange/weights.ipynb #we05
 def weights_card(

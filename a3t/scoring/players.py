@@ -77,7 +77,7 @@ class Function:
         name:str='', # for messages
     ):
         self.call, self.name = call, name or repr(call)
-        self.takes_seed = self._takes(3)
+        self.takes_seed = self._takes(3) and (not self._takes(2) or self._third() == 'seed')
         if not self.takes_seed and not self._takes(2):
             raise A3TError(f'the agent {self.name} must be a function of (history, info) or (history, info, seed), but '
                            f'it takes {inspect.signature(call)}: change it')
@@ -87,6 +87,10 @@ class Function:
         except TypeError: return False
         except ValueError: return n == 2 # of a function in C nothing is known
         return True
+
+    def _third(self):
+        "The name of the third parameter; an optional one of another name keeps its value"
+        return next(iter([*inspect.signature(self.call).parameters][2:]), '')
 
     async def __call__(self, traj, info, seed=0):
         try:
@@ -148,7 +152,7 @@ def player(
         split_address(name)
         found = Player(name, 'server', name)
     elif name in EMBEDDED: found = Player(name, 'embedded', name)
-    elif (folder := project_path(name, Path.cwd())).is_dir(): return _folder_player(name, folder, base)
+    elif (folder := project_path(name, Path.cwd())).is_dir(): found = _folder_player(name, folder, base)
     elif re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', name): found = Player(name, 'hub', name)
     else:
         raise A3TError(f'there is no agent {name!r}{did_you_mean(name, ("random", *EMBEDDED))}: pass a folder, a hub '

@@ -6,7 +6,7 @@
 __all__ = ['ACTING', 'NOT_ASKED', 'NO_MODEL', 'SHOWN', 'defaults', 'run_settings', 'world_settings', 'evaluation_settings',
            'panels_of', 'policy_of', 'pass_at_1', 'summary', 'summary_table', 'ended_episodes', 'play_trials',
            'commands_shown', 'panel_facts', 'protocol_of', 'protocol_text', 'score_file', 'check_trials',
-           'named_player', 'evaluate_command', 'score_data']
+           'named_player', 'is_stored', 'evaluate_command', 'score_data']
 
 # %% ../../nbs/scoring/score.ipynb #scor04
 import os, platform, shutil
@@ -73,6 +73,8 @@ def evaluation_settings(
     given:dict={}, # key → value or text that wins over all else
 )->tuple: # settings, and where those of the world come from
     "The settings of an evaluation; `A3TError` if they do not fit together"
+    if 'model' in given: raise A3TError('omit --set model: name the model with --agent, or the base of an adapter with '
+                                        '--model')
     S, source = world_settings(who, preset, panel)
     run = who.adapter and run_of(who.adapter)
     if run: S |= {k:run_settings(run)[k] for k in ACTING}
@@ -319,6 +321,23 @@ def named_player(
     adapter_model(folder := project_path(adapter, Path.cwd()))
     return replace(player(str(folder), model), name=adapter)
 
+# %% ../../nbs/scoring/score.ipynb #scor24d
+def is_stored(
+    to:Path, # from `score_file`
+    what:dict, # all that the score depends on
+    n:int, # trials of each task
+)->bool: # else there is no file, or one of fewer trials
+    "Is a score in its file already? `A3TError` if the file holds anything else"
+    if not to.exists(): return False
+    try:
+        found = read_json(to)
+        same = content_hash([found[k] for k in what]) == content_hash([*what.values()])
+        known = found['protocol']['trials']
+    except (A3TError, KeyError, TypeError): same = False # it is no score
+    if not same: raise A3TError(f'{to} is no score of this evaluation with this code: choose another --json')
+    if known > n: raise A3TError(f'{to} holds {known} trials: pass --trials {known}, or choose another --json')
+    return known == n
+
 # %% ../../nbs/scoring/score.ipynb #scor24b
 def evaluate_command(
     agent:str='', adapter:str='', # what plays; one of them
@@ -333,8 +352,8 @@ def evaluate_command(
     "Score an agent, print the score with its protocol, and write both"
     who, style = named_player(agent, adapter, model), named_style(prompt)
     if style and not who.is_model: raise A3TError(f'--prompt is for language models, but {who.name} is none: omit it')
-    if panel and given.keys() & {'eval_splits', 'games'} == {'eval_splits'}:
-        raise A3TError('--panel names the tasks: omit --splits')
+    if panel and given.keys() & {'eval_splits', 'eval_tasks'}:
+        raise A3TError('--panel names the tasks: omit --splits and --set eval_tasks')
     file = panel and project_path(panel, Path.cwd())
     S, source = evaluation_settings(who, preset, file, given)
     check_trials(trials, who, S)
@@ -346,13 +365,14 @@ def evaluate_command(
     what = dict(agent=who.hash or who.name, prompt=p.get('prompt_hash', ''), settings=S, code=content_hash(code)[:16],
                 panels={s:p.hash for s,p in panels.items()})
     to = score_file(json and project_path(json, Path.cwd()), what)
+    again = is_stored(to, what, trials)
     store = to.with_suffix('.episodes')
     claim(store/'evaluation.json', what, any(store.glob('*/*')), 'the results of another evaluation, or of other code',
           'choose another --json')
-    again = to.exists() and read_json(to)['protocol']['trials'] >= trials
-    lm, policy = policy_of(who, S, env, style, store.with_suffix('.answers'))
+    answers = store.with_suffix('.answers')
+    lm, policy = policy_of(who, S, env, style, answers/content_hash(what)[:16]) # not those of another agent
     played = play_trials(who, panels, S, lm, policy, store, trials)
-    shutil.rmtree(store.with_suffix('.answers'), ignore_errors=True)
+    shutil.rmtree(answers, ignore_errors=True)
     res = score_data(who, played, panels, S, p) | dict(world=source, **what)
     write_json(to, res)
     table = summary_table(res['splits'] | ({'all':res} if len(panels) > 1 else {}))

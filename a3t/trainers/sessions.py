@@ -9,9 +9,9 @@ __all__ = ['OVER', 'World', 'message', 'Session']
 import contextlib
 from functools import cached_property
 from fastcore.basics import patch
-from ..core import A3TError, seed_for
+from ..core import A3TError, did_you_mean, seed_for
 from ..envs.base import settings_environment
-from ..settings import check_settings, load_settings
+from ..settings import ALLOWED, check_settings, load_settings
 
 # %% ../../nbs/trainers/sessions.ipynb #sessio007
 class World:
@@ -21,6 +21,8 @@ class World:
         **changes, # settings to change, e.g. engine='sim'
     ):
         self.settings = {**settings, **changes} if isinstance(settings, dict) else load_settings(settings, changes)
+        if unknown := sorted(changes.keys() - ALLOWED.keys()):
+            raise A3TError(f"unknown setting {', '.join(k + did_you_mean(k, ALLOWED) for k in unknown)}: correct it")
         check_settings(self.settings)
 
     @cached_property

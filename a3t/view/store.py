@@ -129,7 +129,7 @@ def is_stored(
 def _row(record):
     "A row of a record; what its file does not tell is empty"
     if record.whole is not None: return to_row(record.whole)
-    claimed = replace(record, task=record.task or record.where, won=bool(record.claim))
+    claimed = replace(record, task=record.task or record.where, where='it', won=bool(record.claim))
     return to_row(told(claimed)) | dict(won=record.claim)
 
 def parsed(
@@ -138,8 +138,10 @@ def parsed(
     "All episodes of another form"
     rows, faults = [], []
     for r in records(path):
-        if r.fault: faults.append(r)
-        else: rows.append(_row(r))
+        try:
+            if r.fault: faults.append(r)
+            else: rows.append(_row(r))
+        except A3TError as e: faults.append(replace(r, fault=str(e)))
     if not rows:
         why = f'the first fault is in {faults[0].where}: {faults[0].fault}' if faults else 'it is empty'
         raise A3TError(f'{path} holds no episode that can be read ({why}): pass a run, a store or a file of episodes')
@@ -241,7 +243,10 @@ def trajectory(self,
 )->Trajectory: # its `won` is None where the file claims nothing
     "A trajectory with its texts"
     piece, row = _piece(self, i)
-    return next(table_trajectories(texts(piece).slice(row, 1)))
+    t = next(table_trajectories(texts(piece).slice(row, 1)))
+    # a page has no place for half a character
+    valid = lambda s: {k:getattr(s, k).encode('utf-8', 'replace').decode() for k in ('reason', 'action', 'observation')}
+    return replace(t, steps=tuple(replace(s, **valid(s)) for s in t.steps))
 
 @_patch
 def rows(self,
