@@ -82,9 +82,8 @@ def variations(
                 test=list(server.getVariationsTest()))
 
 # %% ../../../nbs/envs/scienceworld/index.ipynb #7c7cb84c
-# rooms to teleport to
 ROOMS = ('art studio', 'bathroom', 'bedroom', 'foundry', 'greenhouse', 'hallway', 'kitchen', 'living room', 'outside',
-         'workshop')
+         'workshop') # to teleport to
 # the simulator's classes of the commands that are offered, and those that a word of the task adds
 OFFERED = ('ActionFocus', 'ActionPickUpObjectIntoInventory', 'ActionOpenDoor', 'ActionMoveObject')
 ADDED = {'chemistry': ('ActionPourObject', 'ActionMix')}
@@ -100,8 +99,7 @@ def places_in(
     goal:str, # the task in words
 )->list: # names of boxes and rooms
     "Places that a task names"
-    return re.findall(r'(?:\w+ box|kitchen|outside|bathroom|workshop|greenhouse|living room|bedroom|hallway|art '
-                      r'studio|foundry)', goal)
+    return re.findall(rf"\w+ box|{'|'.join(ROOMS)}", goal)
 
 def move_parts(
     action:str, # a command
@@ -243,12 +241,6 @@ def _play(self:ScienceWorld, action):
     self.actions, self.text = (*self.actions, action), None
     return answer
 
-@patch
-def _do(self:ScienceWorld, action):
-    "The same, in one line, with what is seen in a room that is entered"
-    answer, self.score = self._play(action), self.server.getScore()
-    if answer.startswith(('You teleport', 'You move to')): answer = f'{answer} {self.server.freeActionLook()}'
-    return _one_line(answer)
 
 # %% ../../../nbs/envs/scienceworld/index.ipynb #s1steps0
 @patch
@@ -263,7 +255,11 @@ def step(self:ScienceWorld, action):
     if self.task is None:
         raise A3TError("reset the environment before its first step: reset(options={'task': task_id})")
     self.n += 1
-    obs = 'No known action: the task is over.' if self.over else self._do(str(action).replace('\x00', ' '))
+    obs = 'No known action: the task is over.'
+    if not self.over:
+        obs, self.score = self._play(str(action).replace('\x00', ' ')), self.server.getScore()
+        if obs.startswith(('You teleport', 'You move to')): obs = f'{obs} {self.server.freeActionLook()}'
+        obs = _one_line(obs)
     return obs, max(self.score, 0.), self.over, self.n >= self.max_steps, self._info(not REFUSED.match(obs))
 
 @patch
@@ -303,9 +299,8 @@ def save(self:ScienceWorld): return self.task, self.n, self.actions
 def restore(self:ScienceWorld, snapshot):
     task, self.n, actions = snapshot
     if (task, actions[:len(self.actions)]) != (self.task, self.actions): self._begin(task)
-    todo = actions[len(self.actions):]
-    for a in todo: self._play(a)
-    if todo: self.score = self.server.getScore() # of a task just loaded it is still that of the task before
+    for a in actions[len(self.actions):]: self._play(a)
+    if actions: self.score = self.server.getScore() # without any it is still that of the task before
     return self._info(True)
 
 @patch
