@@ -89,6 +89,29 @@ def test_the_same_actions_count_once():
     assert select_training(s[:2] + own[:1] + [later] + again) == s[:2] + [later] + again[4:5]
     assert select_training([s[0], replace(s[0], task='other')]) == [s[0], replace(s[0], task='other')]
 
+def test_an_older_failure_does_not_replace_the_latest():
+    "The latest failures stay, also where the actions of the latest of all were seen before"
+    s, lost = [traj(reason=str(i)) for i in range(2)], [traj(won=False, source='policy', round=r, reason=x)
+                                                        for r,x in enumerate('aba')]
+    assert select_training(s + lost) == s + lost[2:]
+
+def test_failures_of_a_prompted_model_are_not_contrasted():
+    "It plays round 0, which is supervised in the paper; its successes are trained on, in a row of their own"
+    s, lost = [traj(reason=str(i), source='prompted') for i in range(3)], traj(won=False, source='prompted')
+    own = traj(won=False, source='policy', round=1)
+    assert select_training([*s, lost]) == s and select_training([*s, lost, own]) == [*s, own]
+    assert round_statistics([*s, lost, own])['failed'].tolist() == [0, 1]
+    sources = training_sources([*s, own])
+    assert list(sources) == ['prompted', 'failures']
+    assert sources_table({'round 1':sources}).loc["the prompted model's", 'round 1'] == '3 (100%)'
+
+def test_without_a_step_there_is_nothing_to_learn(tmp_path):
+    "An episode whose first prompt fills the context"
+    s, full = [traj(reason=str(i)) for i in range(2)], replace(traj(won=False, source='policy'), steps=(), full=True)
+    append(tmp_path, [*s, full])
+    for all_ in ([*s, full], entries(tmp_path)):
+        assert select_training(all_) == all_[:2] and round_statistics(all_).loc[0].tolist()[:2] == [2, 0]
+
 @pytest.mark.parametrize('seed', range(5))
 def test_copies_from_later_rounds_change_nothing(seed):
     rng = random.Random(seed)
@@ -179,8 +202,8 @@ def test_a_full_context_is_no_success():
 def test_statistics_count_what_is_selected():
     "Against the definition: select for each round, from all up to it"
     rng = random.Random(0)
-    some = lambda: traj(rng.choice('abcdef'), rng.random() < .4, rng.choice(['policy', 'composed']), rng.randrange(4),
-                        str(rng.randrange(20)))
+    some = lambda: traj(rng.choice('abcdef'), rng.random() < .4, rng.choice(['policy', 'composed', 'prompted']),
+                        rng.randrange(4), str(rng.randrange(20)))
     for margin, threshold in ((1, None), (0, None), (2, .2)):
         ts = [some() for _ in range(300)]
         stats = round_statistics(ts, 10, margin, threshold)
