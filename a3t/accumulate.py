@@ -309,7 +309,7 @@ SOURCES = dict(prompted="the prompted model's", explored='explored (sampled acti
 def training_sources(
     trajectories, # of `Trajectory`: a training set, such as `select_training` makes; they pass once
     threshold=None, # as in `select_training`
-    sentences=None, # `Wording.sentences` where ActRe is bound: counts the sampled steps that allow one sentence only
+    sentences=None, # as `Wording.sentences`, where ActRe is bound: counts the sampled steps that allow only one
 )->dict: # source of successes, or 'failures' → number of trajectories, of those with a sampled action, of steps
     "Where a training set comes from: who chose its actions"
     res = {}

@@ -1,13 +1,16 @@
 import ast, io, json, random, shutil, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 import pyarrow as pa, pyarrow.parquet as pq, pytest
 import a3t.accumulate
 from a3t.accumulate import (
     FILE, append, entries, fetch, file_table, is_success, paper_training_sets, plot_statistics, read, round_statistics,
     flip_rewards, select_training, shortest, sources_table, stores, stream, training_sources, trajectory_files, way)
 from a3t.core import A3TError, Step, Trajectory, content_hash, to_row, trajectory_id
+from a3t.envs.base import ToyHouse
 from a3t.files import results_folder, write_atomic
+from a3t.models.roles import is_bound
 
 ROOT = Path(a3t.accumulate.__file__).parents[1]
 
@@ -155,6 +158,19 @@ def test_sources_of_a_training_set():
     assert forced['forced_steps'] == 1 and training_sources([traj(won=False)],
                                                             .2)['composed']['trajectories'] == 1
     assert sources_table({}).empty
+
+@pytest.mark.parametrize('actre,counted', [('base', None), ('bound', 2), ('trained', 1)])
+def test_only_a_bound_actre_has_no_choice(actre, counted):
+    "The cell of the stage: with actre = trained, reasons are free but in a sampled round 0"
+    step, wording = Step('', 'look', 'ok', 'sampled'), SimpleNamespace(sentences=lambda t, action: ['the only one'])
+    kept = [replace(traj(source=s, round=r), steps=(step,)) for s,r in (('explored', 0), ('composed', 1))]
+    cells = json.loads((ROOT/'nbs'/'stages'/'train.ipynb').read_text())['cells']
+    known = dict(S=dict(actre=actre, opening='sampled', success_threshold=None), env=ToyHouse(), kept=kept,
+                 stage='round 1', fetch=iter, is_bound=is_bound, Wording=lambda *args: wording,
+                 training_sources=training_sources, sources_table=sources_table)
+    exec(next(''.join(c['source']) for c in cells if c['id'] == 'sources1'), known)
+    forced = [c['forced_steps'] for c in known['sources'].values() if 'forced_steps' in c]
+    assert (sum(forced) if forced else None) == counted
 
 def test_flipped_rewards():
     ts = [traj(f't{i}', i % 2 == 0, reason=str(i)) for i in range(1000)]
