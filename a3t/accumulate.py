@@ -225,7 +225,17 @@ def is_success(
 # %% ../nbs/method/06_accumulate.ipynb #cee64321
 def _once(trajectories, order):
     "Those of some positions that come first with their task and their actions"
-    return list({(trajectories[i].task, way(trajectories[i])):i for i in reversed(order)}.values())[::-1]
+    res = {}
+    for i in order: res.setdefault((trajectories[i].task, way(trajectories[i])), i)
+    return list(res.values())
+
+_NO_STEPS = _way(()) # nothing to learn from, e.g. where the first prompt filled the context
+
+def _result(t, threshold):
+    "True: a success; False: a failure of the policy's own; None: not trained on"
+    if way(t) == _NO_STEPS: return None
+    if is_success(t, threshold): return True
+    return False if t.source == 'policy' else None
 
 def select_training(
     trajectories, # of `Trajectory` or `Entry`: everything stored
@@ -234,11 +244,11 @@ def select_training(
 )->list: # of the same, in the same order
     """All successes, and the policy's own failures on tasks with enough successes (section 2.2 of the paper); the same
     actions on a task count once"""
-    won = [is_success(t, threshold) for t in trajectories]
+    won = [_result(t, threshold) for t in trajectories]
     kept = set(_once(trajectories, [i for i,w in enumerate(won) if w]))
     room = Counter(trajectories[i].task for i in kept)
     for task in room: room[task] -= margin
-    own = [i for i,t in enumerate(trajectories) if not won[i] and t.source == 'policy' and t.task in room]
+    own = [i for i,t in enumerate(trajectories) if won[i] is False and t.task in room]
     for i in _once(trajectories, sorted(own, key=lambda i: (trajectories[i].round, i), reverse=True)):
         if room[trajectories[i].task] <= 0: continue
         room[trajectories[i].task] -= 1
@@ -264,8 +274,8 @@ def round_statistics(
     rows, won, own = [], defaultdict(set), defaultdict(set) # task → ways
     for r,some in groupby(sorted(trajectories, key=lambda t: t.round), key=lambda t: t.round):
         for t in some:
-            if is_success(t, threshold): won[t.task].add(way(t))
-            elif t.source == 'policy': own[t.task].add(way(t))
+            result = _result(t, threshold)
+            if result is not None: (won if result else own)[t.task].add(way(t))
         failed = sum(min(len(own.get(task, ())), max(len(k) - margin, 0)) for task,k in won.items())
         rows.append((r, sum(map(len, won.values())) + failed, failed, len(won), 100*len(won)/n if n else 0.))
     return pd.DataFrame(rows, columns=['round', 'trajectories', 'failed', 'solved', 'success']).set_index('round')
@@ -293,12 +303,13 @@ def plot_statistics(
 
 # %% ../nbs/method/06_accumulate.ipynb #sources1
 # source of a success → its name in tables
-SOURCES = dict(explored='explored (sampled actions only)', policy="the policy's own", composed='composed')
+SOURCES = dict(prompted="the prompted model's", explored='explored (sampled actions only)', policy="the policy's own",
+               composed='composed')
 
 def training_sources(
     trajectories, # of `Trajectory`: a training set, such as `select_training` makes; they pass once
     threshold=None, # as in `select_training`
-    sentences=None, # `Wording.sentences` where ActRe is bound: counts the sampled steps that allow one sentence only
+    sentences=None, # as `Wording.sentences`, where ActRe is bound: counts the sampled steps that allow only one
 )->dict: # source of successes, or 'failures' → number of trajectories, of those with a sampled action, of steps
     "Where a training set comes from: who chose its actions"
     res = {}
@@ -317,12 +328,13 @@ def _share(n, total): return f'{n:,} ({n/total:.0%})' if total else f'{n:,}'
 def sources_table(
     sources:dict, # name of a training set → what `training_sources` made
 )->pd.DataFrame: # a row for each training set; shares are of its successes, of their steps, of their sampled steps
-    "The sources of training sets as a table"
-    rows = []
+    "The sources of training sets as a table; a row for a prompted model only after a prompted opening"
+    rows, asked = [], any('prompted' in found for found in sources.values())
     for found in sources.values():
         of = lambda key, kinds=SOURCES: sum(found.get(k, {}).get(key, 0) for k in kinds)
         n, steps, sampled = of('trajectories'), of('steps'), of('sampled_steps')
-        row = dict(successes=f'{n:,}') | {name:_share(of('trajectories', [k]), n) for k,name in SOURCES.items()}
+        row = dict(successes=f'{n:,}') | {name:_share(of('trajectories', [k]), n) for k,name in SOURCES.items()
+                                          if asked or k != 'prompted'}
         row |= {'composed, with a sampled action':_share(of('with_sampled', ['composed']), n),
                 'failures contrasted':f"{of('trajectories', ['failures']):,}", 'steps of successes':f'{steps:,}',
                 'sampled steps':_share(sampled, steps)}

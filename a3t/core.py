@@ -32,7 +32,7 @@ class Trajectory:
     steps:tuple=()              # `Step`s, in order
     reward:float=0.             # the environment's final reward
     won:bool=False              # was the task solved?
-    source:str='policy'         # how it was made: 'policy', 'composed' or 'explored'
+    source:str='policy'         # how it was made: 'policy', 'composed', 'explored' or 'prompted'
     round:int=0                 # the round that made it
     seed:int=0                  # random seed of the episode
     full:bool=field(default=False, repr=False) # was it lost because the model's context was full?

@@ -149,6 +149,16 @@ def row_html(
     tokens = ''.join(map(token, range(len(row))))
     return f'<div style="white-space:pre-wrap;line-height:1.6;font-family:monospace">{head}<br>{tokens}</div>'
 
+# %% ../nbs/method/07_data.ipynb #contrkept
+def _contrasted(rows, margin):
+    "The rows without those failures, the oldest ones, that too few successes are left for"
+    room = {task:len(won) - margin for task,(won, _) in by_task(rows).items()}
+    kept = []
+    for r in reversed(rows):
+        if not r.won: room[r.task] -= 1
+        if r.won or room[r.task] >= 0: kept.append(r)
+    return kept[::-1]
+
 # %% ../nbs/method/07_data.ipynb #be6abe30
 def make_rows(
     tokenizer, # a transformers tokenizer
@@ -159,6 +169,7 @@ def make_rows(
     rewards:str='binary', # 'binary': 1 or R_f (the paper); 'raw': the environment's reward
     max_length:int=4096, # tokens; longer trajectories are left out
     bears=None, # as in `bearing`: which steps bear loss; a trajectory where none does is left out
+    margin:int=None, # as in `select_training`, for the rows that are left; None: failures stay without successes, too
     **prompt, # `format`, `instruction` and `exemplar`, as while acting
 )->tuple: # (list of `Row`, number of trajectories that were too long)
     "Trajectories as training rows; `A3TError` if none is left"
@@ -172,9 +183,10 @@ def make_rows(
         row = make_row(tokenizer, t, weight, observations, won, bears, **prompt)
         if len(row) > max_length: too_long += 1
         else: rows.append(row)
+    if margin is not None: rows = _contrasted(rows, margin)
     if rows: return rows, too_long
-    if too_long: raise A3TError(f'nothing to train on: {too_long} trajectories, all longer than max_length = '
-                                f'{max_length} tokens: raise it')
+    if too_long: raise A3TError(f'nothing to train on: {too_long} trajectories are longer than max_length = '
+                                f'{max_length} tokens, and no success is left: raise it')
     raise A3TError('nothing to train on: no trajectory was kept; let the round explore more')
 
 # %% ../nbs/method/07_data.ipynb #actre001

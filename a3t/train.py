@@ -118,6 +118,9 @@ def trainer_arguments(
         save_strategy='epoch', logging_strategy='no', report_to='none', disable_tqdm=True, use_cpu=cpu,
         seed=seed_for(S.seed, 'train'), remove_unused_columns=False)
     res._n_gpu = min(res.n_gpu, 1)
+    if model.device.index and res.world_size == 1: # transformers has chosen the first GPU
+        torch.cuda.set_device(model.device)
+        res.__dict__['_setup_devices'] = res.distributed_state.device = model.device
     return res
 
 # %% ../nbs/method/09_train.ipynb #0452f6bb

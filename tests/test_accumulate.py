@@ -1,13 +1,16 @@
 import ast, io, json, random, shutil, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 import pyarrow as pa, pyarrow.parquet as pq, pytest
 import a3t.accumulate
 from a3t.accumulate import (
     FILE, append, entries, fetch, file_table, is_success, paper_training_sets, plot_statistics, read, round_statistics,
     flip_rewards, select_training, shortest, sources_table, stores, stream, training_sources, trajectory_files, way)
 from a3t.core import A3TError, Step, Trajectory, content_hash, to_row, trajectory_id
+from a3t.envs.base import ToyHouse
 from a3t.files import results_folder, write_atomic
+from a3t.models.roles import is_bound
 
 ROOT = Path(a3t.accumulate.__file__).parents[1]
 
@@ -89,6 +92,29 @@ def test_the_same_actions_count_once():
     assert select_training(s[:2] + own[:1] + [later] + again) == s[:2] + [later] + again[4:5]
     assert select_training([s[0], replace(s[0], task='other')]) == [s[0], replace(s[0], task='other')]
 
+def test_an_older_failure_does_not_replace_the_latest():
+    "The latest failures stay, also where the actions of the latest of all were seen before"
+    s, lost = [traj(reason=str(i)) for i in range(2)], [traj(won=False, source='policy', round=r, reason=x)
+                                                        for r,x in enumerate('aba')]
+    assert select_training(s + lost) == s + lost[2:]
+
+def test_failures_of_a_prompted_model_are_not_contrasted():
+    "It plays round 0, which is supervised in the paper; its successes are trained on, in a row of their own"
+    s, lost = [traj(reason=str(i), source='prompted') for i in range(3)], traj(won=False, source='prompted')
+    own = traj(won=False, source='policy', round=1)
+    assert select_training([*s, lost]) == s and select_training([*s, lost, own]) == [*s, own]
+    assert round_statistics([*s, lost, own])['failed'].tolist() == [0, 1]
+    sources = training_sources([*s, own])
+    assert list(sources) == ['prompted', 'failures']
+    assert sources_table({'round 1':sources}).loc["the prompted model's", 'round 1'] == '3 (100%)'
+
+def test_without_a_step_there_is_nothing_to_learn(tmp_path):
+    "An episode whose first prompt fills the context"
+    s, full = [traj(reason=str(i)) for i in range(2)], replace(traj(won=False, source='policy'), steps=(), full=True)
+    append(tmp_path, [*s, full])
+    for all_ in ([*s, full], entries(tmp_path)):
+        assert select_training(all_) == all_[:2] and round_statistics(all_).loc[0].tolist()[:2] == [2, 0]
+
 @pytest.mark.parametrize('seed', range(5))
 def test_copies_from_later_rounds_change_nothing(seed):
     rng = random.Random(seed)
@@ -132,6 +158,19 @@ def test_sources_of_a_training_set():
     assert forced['forced_steps'] == 1 and training_sources([traj(won=False)],
                                                             .2)['composed']['trajectories'] == 1
     assert sources_table({}).empty
+
+@pytest.mark.parametrize('actre,counted', [('base', None), ('bound', 2), ('trained', 1)])
+def test_only_a_bound_actre_has_no_choice(actre, counted):
+    "The cell of the stage: with actre = trained, reasons are free but in a sampled round 0"
+    step, wording = Step('', 'look', 'ok', 'sampled'), SimpleNamespace(sentences=lambda t, action: ['the only one'])
+    kept = [replace(traj(source=s, round=r), steps=(step,)) for s,r in (('explored', 0), ('composed', 1))]
+    cells = json.loads((ROOT/'nbs'/'stages'/'train.ipynb').read_text())['cells']
+    known = dict(S=dict(actre=actre, opening='sampled', success_threshold=None), env=ToyHouse(), kept=kept,
+                 stage='round 1', fetch=iter, is_bound=is_bound, Wording=lambda *args: wording,
+                 training_sources=training_sources, sources_table=sources_table)
+    exec(next(''.join(c['source']) for c in cells if c['id'] == 'sources1'), known)
+    forced = [c['forced_steps'] for c in known['sources'].values() if 'forced_steps' in c]
+    assert (sum(forced) if forced else None) == counted
 
 def test_flipped_rewards():
     ts = [traj(f't{i}', i % 2 == 0, reason=str(i)) for i in range(1000)]
@@ -179,8 +218,8 @@ def test_a_full_context_is_no_success():
 def test_statistics_count_what_is_selected():
     "Against the definition: select for each round, from all up to it"
     rng = random.Random(0)
-    some = lambda: traj(rng.choice('abcdef'), rng.random() < .4, rng.choice(['policy', 'composed']), rng.randrange(4),
-                        str(rng.randrange(20)))
+    some = lambda: traj(rng.choice('abcdef'), rng.random() < .4, rng.choice(['policy', 'composed', 'prompted']),
+                        rng.randrange(4), str(rng.randrange(20)))
     for margin, threshold in ((1, None), (0, None), (2, .2)):
         ts = [some() for _ in range(300)]
         stats = round_statistics(ts, 10, margin, threshold)

@@ -5,7 +5,7 @@ import pytest, torch
 from a3t.agents import ReAct, rollout
 from a3t.core import Step, Trajectory
 from a3t.envs.base import ToyHouse
-from a3t.models import engine, forward
+from a3t.models import engine, forward, logprobs
 from a3t.models.local import LocalModel
 from a3t.models.packed import Packed
 from a3t.models.scripted import ScriptedModel
@@ -62,6 +62,27 @@ def test_a_wrong_engine_is_an_alarm(policy, some, monkeypatch):
             found = compared(policy, some)
         assert names(disagreement(found)) == ['acting and training disagree'], name
     assert disagreement(compared(policy, some)) == []
+
+def test_a_wrong_trainer_is_an_alarm(tmp_path, monkeypatch):
+    "The trainer's attention, its output layer and its layers of LoRA, each wrong: the model as the trainer has it"
+    folder = tiny_model(tmp_path/'m')
+    model = lora(load_model(folder, device='cpu')[0])
+    for k,p in model.named_parameters():
+        if 'lora_B' in k: torch.nn.init.normal_(p, std=.2)
+    model.save_pretrained(tmp_path/'a')
+    policy = ReAct(LocalModel(*load_model(folder, device='cpu', adapter=tmp_path/'a')), max_tokens=12)
+    answers, S = acted(policy, [HOUSE.exemplar]), dict(model=str(folder), quantize='none', device='cpu')
+    found = lambda: names(disagreement(agreement(answers, lambda: trainer_model(S, tmp_path/'a'))))
+    attend, picked, update = logprobs.tree_attention, logprobs.TokenLogprobs.apply, logprobs.LoraUpdate.apply
+    def unscaled(*args, scaling=None, **kw): return attend(*args, scaling=1., **kw)
+    errors = ((logprobs, 'tree_attention', unscaled),
+              (logprobs.TokenLogprobs, 'apply', lambda h, *args: picked(h*.5, *args)),
+              (logprobs.LoraUpdate, 'apply', lambda *args: update(*args[:-1], 9.)))
+    assert found() == []
+    for place,name,wrong in errors:
+        with monkeypatch.context() as m:
+            m.setattr(place, name, wrong)
+            assert found() == ['acting and training disagree'], name
 
 def test_a_lost_adapter_is_an_alarm(tmp_path):
     "The trainer's model has the adapter; the engine acts with it, with none, and with another one"

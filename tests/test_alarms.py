@@ -76,6 +76,14 @@ def test_success_falls():
         score(0)])
     assert not falls(score(3, 4), score(1, 4)), 'four tasks say nothing'
 
+def test_rounds_are_numbers(tmp_path):
+    "Not texts, and not places in a list: rounds without scores do not count"
+    of = lambda r, k: write_json(tmp_path/f'round_{r:02}'/'scores.json', dict(unseen=score(k)) if k else {})
+    for r,k in ((9, 12), (10, None), (11, 36), (100, 20), (101, 36)): of(r, k)
+    found, = stage_alarms('evaluate', tmp_path/'round_100')
+    assert found['name'] == 'success falls' and 'in round 11:' in found['text']
+    assert stage_alarms('evaluate', tmp_path/'round_101') == []
+
 def steps(*cuts, actor='policy', full=False):
     return Trajectory('t', 'put', 'goal', 'room',
                       tuple(Step('I need it.', f'look {i}', 'room', actor, cut=c) for i,c in enumerate(cuts)),

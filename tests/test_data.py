@@ -62,6 +62,19 @@ def test_too_long(tok):
     with pytest.raises(A3TError, match='max_length'): make_rows(tok, [won], max_length=n)
     with pytest.raises(A3TError, match='explore'): make_rows(tok, [])
 
+def test_failures_stay_outnumbered(tok):
+    "Also where a success of their task is too long, or bears no loss; the latest failures stay"
+    fails = [replace(lost, steps=lost.steps[:n]) for n in (2, 1)]
+    long, short = replace(won, steps=won.steps*3), replace(won, steps=won.steps[:1])
+    n = len(make_row(tok, won))
+    made = lambda some, **kw: make_rows(tok, some, max_length=n, margin=1, **kw)
+    rows, too_long = made([won, *fails, long, short])
+    assert [(r.won, r.n_loss) for r in rows] == [(r.won, r.n_loss) for r in make_rows(tok, [won, fails[1], short])[0]]
+    assert too_long == 1 and len(made([won, *fails, won, won])[0]) == 5
+    assert [r.won for r in made([won, fails[0], short], bears=lambda t: [len(t) > 1]*len(t))[0]] == [True]
+    assert [r.won for r in make_rows(tok, [won, fails[0], long], max_length=n, margin=0)[0]] == [True, False]
+    with pytest.raises(A3TError, match='1 trajectories are longer than max_length'): made([long, *fails])
+
 def test_groups_and_counts(tok):
     rows, _ = make_rows(tok, [won, lost, won, replace(won, task='other')])
     g = by_task(rows)

@@ -99,6 +99,14 @@ def test_a_journal_can_be_pickled(tmp_path):
     assert a.journal is b.journal and (a.journal.folder, a.journal.answers) == (tmp_path, 7)
     assert (a.name, b.name, a.lm.args) == ('a', 'b', ('tiny',))
 
+def test_to_forget_loads_no_model(tmp_path):
+    "A role that is never asked; a model that is loaded forgets"
+    LoadedThere('no such model').forget()
+    lm = LoadedThere('tiny', 'none', 'cpu', None, 2)
+    slots = lm.engine.slots
+    lm.forget()
+    assert lm.engine.slots is not slots
+
 def test_a_full_context_is_remembered(tmp_path):
     class Full(LanguageModel):
         calls = 0

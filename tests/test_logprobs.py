@@ -1,5 +1,6 @@
 import random
 import pytest, torch
+from a3t.core import A3TError
 from a3t.data import Row
 from a3t.models.logprobs import LoraUpdate, Norm, SiluProduct, TokenLogprobs, lay_out, lean, can_pack, token_logprobs
 from a3t.losses import term_weights
@@ -119,6 +120,14 @@ def test_functions_by_finite_differences():
     close(lambda h: TokenLogprobs.apply(h, w, target, 2), lambda h: (h@w.T).log_softmax(-1)[range(3), target], h)
     close(SiluProduct.apply, lambda a, b: torch.nn.functional.silu(a)*b, x, r(2, 3, 5))
     close(lambda x: Norm.apply(x, w[0], 1e-3), lambda x: x*(x.square().mean(-1, keepdim=True)+1e-3).rsqrt()*w[0], x)
+
+@pytest.mark.parametrize('packed', [True, False])
+def test_rows_longer_than_the_context_are_refused(tmp_path, packed):
+    model, _ = load_model(tiny_model(tmp_path/'m', max_position_embeddings=32), device='cpu')
+    some = [row(range(5, 37)), row(range(5, 38))]
+    assert len(token_logprobs(model, some[:1], packed)[0]) == 31
+    with pytest.raises(A3TError, match='has 33 tokens, but MistralForCausalLM reads only 32: lower max_length'):
+        token_logprobs(model, some, packed)
 
 def test_lean_leaves_no_trace(model):
     m = lora(model, 4)

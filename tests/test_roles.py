@@ -333,7 +333,9 @@ def test_a_whole_loop_with_three_models(project):
     found = read(stage_folder(run, 'explore', 0)/'trajectories')
     assert read_manifest(run, 'explore', 0)['facts']['trajectories'] == 8 # two trials; equal ones are stored once
     assert 4 < len(found) <= 8 and len({t.task for t in found}) == 4 and any(t.won for t in found)
+    assert {t.source for t in found} == {'prompted'} and read_manifest(run, 'train', 0)['facts']['failed'] == 0
     stored = read(stage_folder(run, 'explore', 1)/'trajectories')
+    assert {t.source for t in stored} == {'policy', 'composed'}
     composed = [s for t in stored for s in t.steps if s.actor == 'sampled']
     assert composed and {s.reason for s in composed} == {'It may help.'}
     assert '<h2>Costs</h2>' in (run/'report.html').read_text() and 'teacher' in report['baselines']

@@ -9,6 +9,7 @@ from a3t.runs.kernel import ForkServer
 from a3t.runs.executor import clock, StageError, Watch, check_parameters, execute, progress_line, run_stage
 from a3t.runs.folders import ONCE, OUTPUTS, needs, open_run, plan, run_folder
 from a3t.runs.manifests import lock, notebook_hash, stage_state, unlock
+from a3t.runs.cluster import LoadedThere, _loaded
 from a3t.runs.stage import open_stage
 from conftest import Project, ROOT, one_line_error
 
@@ -164,6 +165,28 @@ def test_a_begun_stage_finds_its_work_and_its_time(fake):
     stage.done()
     assert not stage.work.exists()
     assert open_stage('baselines', run).seconds < 5  # a finished stage counts again
+    unlock(run/'baselines'/'.baselines.lock')
+
+def test_a_complete_stage_that_is_opened_again_keeps_its_results(fake, capsys):
+    "Its notebook would repeat its work, and add to its data"
+    run, _ = open_run('data/runs/a', 'smoke', {'rounds':1})
+    by_hand(run, 4)
+    explore = run/'round_00'/'trajectories'/'x.json'
+    write_json(run/'round_00'/'explore.done.json', read_json(run/'round_00'/'explore.done.json') | dict(mark=1))
+    stage = open_stage('explore', run)
+    assert 'round 0 · explore that was complete are now in old/1' in capsys.readouterr().out
+    assert not explore.exists() and (run/'old'/'1'/'round_00'/'trajectories'/'x.json').exists()
+    assert stage.seconds < 5 and read_json(run/'old'/'1'/'round_00'/'explore.done.json')['mark'] == 1
+    write_json(explore, [['explore', 0]])
+    stage.done()
+    assert {stage_state(run, *s) for s in plan(1)[:4]} == {'done'}, 'the same results: later stages stand'
+
+def test_an_open_kernel_drops_the_models_of_an_earlier_stage(fake):
+    "An adapter may have been trained again since"
+    run, _ = open_run('data/runs/a', 'smoke', {'rounds':1})
+    assert LoadedThere('tiny', 'none', 'cpu').tokenizer and _loaded.cache_info().currsize
+    open_stage('baselines', run)
+    assert not _loaded.cache_info().currsize
     unlock(run/'baselines'/'.baselines.lock')
 
 def test_done_refuses_missing_results(fake):

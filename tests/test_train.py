@@ -1,7 +1,9 @@
 import inspect, json, math, os, signal, subprocess, sys, time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 import pytest, torch
+from accelerate.state import AcceleratorState, PartialState
 from conftest import LOST, OTHER, WON
 from safetensors.torch import load_file
 from a3t.core import A3TError, content_hash
@@ -19,7 +21,7 @@ from a3t.settings import parse_value, read_settings
 from a3t.training.batches import Batches, micro_batches, rows_loss, threads
 from a3t.training.log import StepLog, average_adapters, checkpoints, ends_epoch, read_log
 from a3t.training.memory import kept_bytes, most_tokens, predict_memory
-from a3t.train import TrainingSettings, lora, rows_hash, train
+from a3t.train import TrainingSettings, lora, rows_hash, train, trainer_arguments
 from train_toy import toy
 
 torch.set_num_threads(1)
@@ -52,6 +54,19 @@ def gradients(model, rows, divisor, together, micro=None):
     res = {k:p.grad.clone() for k,p in m.named_parameters() if p.grad is not None}
     m.unload(); model.eval()
     return res
+
+def test_training_takes_the_gpu_of_the_model(tmp_path, monkeypatch):
+    "Not the first one, which transformers would take"
+    chosen = []
+    for name,fake in dict(is_available=lambda: True, device_count=lambda: 2, set_device=chosen.append).items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    try:
+        for at,after in ((0, []), (1, [torch.device('cuda:1')])):
+            chosen.clear()
+            args = trainer_arguments(SimpleNamespace(device=torch.device('cuda', at)), tmp_path, TrainingSettings())
+            assert args.device == torch.device('cuda', at) and args.n_gpu == 1 and chosen[1:] == after
+            assert PartialState().device == torch.device(*(('cuda', 1) if at else ('cuda',)))
+    finally: AcceleratorState._reset_state(reset_partial_state=True)
 
 def test_batch_gradient_is_the_sum_of_rows(nf4, rows):
     a, b = gradients(nf4[0], rows, len(rows), True), gradients(nf4[0], rows, len(rows), False)

@@ -88,7 +88,8 @@ COLUMNS = { # what a reader of the data needs to know
     'task_type':'kind of task', 'goal':'the task in words', 'observation':'the first observation',
     'won':'was the task solved?', 'reward':"the environment's reward",
     'steps':'JSON: reason, action, observation, actor (`policy` or `sampled`), valid, cut',
-    'source':'`policy`, `composed` or `explored`', 'round, seed':'of the run', 'full':"was the model's context full?"}
+    'source':'`policy`, `composed`, `explored` or `prompted`', 'round, seed':'of the run',
+    'full':"was the model's context full?"}
 
 def card(
     totals:Totals, # the counts

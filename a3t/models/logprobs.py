@@ -182,11 +182,8 @@ def separate_logprobs(
     rows, # of `Row`, B of them
 )->tuple: # (log-probability of each loss token, fp32 [T], its row [T])
     "`token_logprobs` by one plain forward pass for each row"
-    logp, limit = [], context_length(model)
+    logp = []
     for r in rows:
-        if len(r) > limit:
-            raise A3TError(f'a trajectory has {len(r)} tokens, but {type(model).__name__} reads only {limit}: lower '
-                           f'max_length')
         loss = [t for t,m in enumerate(r.loss_mask) if m]
         with clear_errors(model, 'cannot be trained'): scored = plain_logprobs(model, r.input_ids, loss[0])
         logp.append(scored[[t - loss[0] for t in loss]])
@@ -201,6 +198,10 @@ def token_logprobs(
 )->tuple: # (log-probability of each loss token, fp32 [T], its row [T])
     "Log-probabilities of the tokens that bear loss, row after row"
     from transformers import AttentionInterface
+    longest, limit = max(map(len, rows)), context_length(model)
+    if longest > limit:
+        raise A3TError(f'a trajectory has {longest} tokens, but {type(model).__name__} reads only {limit}: lower '
+                       f'max_length')
     if not (can_pack(model, rows) if packed is None else packed): return separate_logprobs(model, rows)
     AttentionInterface.register('a3t_tree', tree_attention)
     p = pack(rows, model.device, 128 if model.device.type == 'cpu' else 0)

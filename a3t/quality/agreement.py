@@ -6,15 +6,17 @@
 __all__ = ['EPISODES', 'STEPS', 'moments', 'acted', 'trained', 'number_format', 'trainer_model', 'agreement']
 
 # %% ../../nbs/quality/agreement.ipynb #agrimp01
-import random
+import contextlib, random
 from dataclasses import replace
 import torch
+from peft import PeftModel
 from ..core import seed_for
 from ..data import Row
 from ..models.address import weights_name
 from ..models.base import ContextFull, encode_segments, gather
+from ..models.logprobs import lean
 from ..models.server import EXTRA_FIELDS
-from ..models.weights import load_model
+from ..models.weights import load_model, unpack_4bit
 from ..train import TrainingSettings, lora, plan_compute
 from ..training.batches import row_logprobs
 
@@ -66,9 +68,12 @@ def trained(
     model, # a transformers model, as the trainer has it
     answers, # from `acted`
 )->list: # of tensors: log-probability of each token of each answer
-    "The same log-probabilities by the trainer's function"
+    "The same log-probabilities by the trainer's function, in a tree and with the lean layers where it uses them"
     rows = [Row(tuple(p + a), (False,)*len(p) + (True,)*len(a), 1., str(i), True) for i,(p, a, _) in enumerate(answers)]
-    return row_logprobs(model, rows, plan_compute(model, rows, TrainingSettings()))
+    adapted = isinstance(model, PeftModel)
+    net = model.get_base_model() if adapted else model
+    with lean(model) if adapted else contextlib.nullcontext():
+        return row_logprobs(net, rows, plan_compute(net, rows, TrainingSettings()))
 
 # %% ../../nbs/quality/agreement.ipynb #agragr01
 def number_format(
@@ -83,6 +88,7 @@ def trainer_model(
 )->torch.nn.Module: # a copy of its own
     "The agent as the trainer has it: the adapter beside the weights, not merged into them"
     model, _ = load_model(weights_name(S['model']), S['quantize'], device=S['device'] or None)
+    unpack_4bit(model)
     return lora(model, adapter=adapter).eval()
 
 def agreement(

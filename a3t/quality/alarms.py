@@ -176,16 +176,16 @@ def falls(
     return b/m < a/n and choices*fisher_test(a, n, b, m) < .05
 
 def success_falls(
-    scores, # of dicts with `successes` and `n`, one for each round on the same panel, in order
+    scores, # of dicts with `successes`, `n` and maybe `round`, one for each round on the same panel, in order
 )->list: # of alarms: about the last round
     "Is the last round worse than the best before it?"
     if len(scores) < 2: return []
     *before, now = scores
     best = max(range(len(before)), key=lambda r: before[r]['successes']/before[r]['n'])
     if not falls(before[best], now, len(before)): return []
-    return [alarm('success falls', f"{now['successes']} of {now['n']} tasks, but {before[best]['successes']} of "
-                  f"{before[best]['n']} in round {best}: go on from that adapter, with a lower learning_rate or fewer "
-                  'epochs')]
+    then = dict(round=best) | before[best]
+    return [alarm('success falls', f"{now['successes']} of {now['n']} tasks, but {then['successes']} of {then['n']} in "
+                  f"round {then['round']}: go on from that adapter, with a lower learning_rate or fewer epochs")]
 
 # %% ../../nbs/quality/alarms.ipynb #agree001
 # number format of the weights → bounds of the mean and of the largest difference of a log-probability
@@ -207,6 +207,11 @@ def disagreement(
 
 # %% ../../nbs/quality/alarms.ipynb #d1a558fe
 def _lines(path): return [json.loads(l) for l in path.read_text(encoding='utf-8').splitlines()] if path.exists() else []
+def _round(folder):
+    "The number of a round's folder; -1 for another folder"
+    digits = folder.name.removeprefix('round_')
+    return int(digits) if digits.isdecimal() else -1
+
 def _episodes(folder): return [e for p in stores(folder/'episodes') for e in entries(p)]
 # reasons are read one trajectory at a time
 def _spoken(made, env):
@@ -228,10 +233,10 @@ def stage_alarms(
     if name == 'train': return not_finite(log := _lines(folder/'train.jsonl')) + contrast_runs_away(log)
     if name == 'baselines': return context_full(_episodes(folder))
     if name != 'evaluate': return []
-    files = [p for p in sorted(folder.parent.glob('round_*/scores.json')) if p.parent.name <= folder.name]
-    scores = [s for s in map(read_json, files) if s]
-    pooled = [dict(successes=sum(x['successes'] for x in s.values()), n=sum(x['n'] for x in s.values()))
-              for s in scores]
+    found = sorted((_round(p.parent), p) for p in folder.parent.glob('round_*/scores.json'))
+    scores = [(r, s) for r,p in found if 0 <= r <= _round(folder) and (s := read_json(p))]
+    pooled = [dict(round=r, successes=sum(x['successes'] for x in s.values()), n=sum(x['n'] for x in s.values()))
+              for r,s in scores]
     return success_falls(pooled) + disagreement(facts.get('agreement')) + _spoken(_episodes(folder), env)
 
 # %% ../../nbs/quality/alarms.ipynb #d82a5c1f

@@ -7,9 +7,10 @@ __all__ = ['RAY', 'RESOURCES', 'LOOK', 'LOSSES', 'cluster', 'room_for', 'Worker'
            'LoadedThere']
 
 # %% ../../nbs/runs/cluster.ipynb #102343ff
-import gc, json, os, socket
+import gc, json, os, socket, sys
 from collections import Counter
 from functools import lru_cache
+from weakref import WeakValueDictionary
 from fastcore.basics import patch
 from tqdm import tqdm
 from ..core import A3TError, brief
@@ -202,17 +203,20 @@ def waves(
                 at += 1
 
 # %% ../../nbs/runs/cluster.ipynb #5bc669a8
+_held = WeakValueDictionary() # arguments → model, as long as this process holds it
+
 @lru_cache(maxsize=4)
-def _loaded(args): return language_model(*json.loads(args))
+def _loaded(args):
+    _held[args] = lm = language_model(*json.loads(args))
+    return lm
 
 def unload():
     "Free the models of this process, and end its workers and servers: something else needs the memory"
-    from torch.cuda import empty_cache
     dismiss()
     _loaded.cache_clear()
     stop_children()
     gc.collect()
-    empty_cache()
+    if torch := sys.modules.get('torch'): torch.cuda.empty_cache()
 
 class LoadedThere:
     "A language model that every process loads for itself at its first request"
@@ -220,4 +224,8 @@ class LoadedThere:
         *args, # of `language_model`, as `model_arguments` gives them
     ): self.args = args
     def __reduce__(self): return type(self), self.args
-    def __getattr__(self, name): return getattr(_loaded(json.dumps(self.args, default=str)), name)
+    def _key(self): return json.dumps(self.args, default=str)
+    def __getattr__(self, name): return getattr(_loaded(self._key()), name)
+    def forget(self):
+        "Empty the model's cache; a model that is not loaded has none"
+        if (lm := _held.get(self._key())) is not None: lm.forget()

@@ -159,7 +159,7 @@ class Watch:
         self.run, self.every = Path(run), every
         self.name, self.round = name, round
 
-    def _show(self, end=False):
+    def _show(self):
         try: at = json.loads((self.run/'progress.json').read_text(encoding='utf-8'))
         except (OSError, ValueError): at = None
         line, tty = progress_line(self.name, self.round, at, time.monotonic() - self.t0), sys.stdout.isatty()

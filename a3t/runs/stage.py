@@ -25,10 +25,10 @@ from ..models.journal import Journal
 from ..models.ready import require_models
 from ..models.usage import Meter, Metered, read_usage
 from ..quality.alarms import stage_alarms
-from .cluster import LoadedThere, dismiss, waves as play_waves
+from .cluster import LoadedThere, dismiss, unload, waves as play_waves
 from .executor import run_needed
 from .folders import OUTPUTS, _check_complete, open_run, stage_folder, stage_name
-from .manifests import _begun, _hashes, lock, read_manifest, set_aside, stage_state, unlock
+from .manifests import _begun, _hashes, lock, set_aside, stage_state, unlock
 
 # %% ../../nbs/runs/stage.ipynb #2c577acf
 _stage = None  # the stage that this process works on
@@ -272,13 +272,14 @@ def open_stage(
     lock(folder/f'.{name}.lock', f'{stage_name(name, round)} of the run {run.name}', wait=120)
     if name in ('baselines', 'explore', 'evaluate'): require_models(settings, name, round)
     begun, start = _begun(run, name, round, settings), folder/f'{name}.start.json'
-    if stage_state(run, name, round) not in ('done', 'new') or (start.exists() and read_json(start) != begun):
-        print(f'results of {stage_name(name, round)} from another notebook, other code or other inputs are now in '
-              f'{set_aside(run, name, round).relative_to(run)}')
+    state = stage_state(run, name, round)
+    if state != 'new' or (start.exists() and read_json(start) != begun):
+        why = 'that was complete' if state == 'done' else 'from another notebook, other code or other inputs'
+        print(f'results of {stage_name(name, round)} {why} are now in {set_aside(run, name, round).relative_to(run)}')
     at = read_json(run/'progress.json') if start.exists() and (run/'progress.json').exists() else {}
-    before = at['seconds'] if (at.get('stage'), at.get('round')) == (name, round) and not read_manifest(run, name,
-                                                                                                        round) else 0.
+    before = at['seconds'] if (at.get('stage'), at.get('round')) == (name, round) else 0.
     write_json(start, begun)
+    unload() # a kernel that stays open may hold a model with an earlier adapter
     _stage = Stage(run, name, round, settings, begun, before, time.monotonic())
     _stage.work.mkdir(parents=True, exist_ok=True)
     (folder/f'{name}.alarms.json').unlink(missing_ok=True)

@@ -27,7 +27,7 @@ class Filter:
     won:str=''    # a key of `WON`
     type:str=''   # task type, e.g. pick
     round:str=''  # number of the round
-    source:str='' # policy, composed or explored
+    source:str='' # policy, composed, explored or prompted
     acted:str=''  # a key of `ACTED`
     part:str=''   # file or store, e.g. round_01/episodes/unseen
     task:str=''   # task id
