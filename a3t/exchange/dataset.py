@@ -82,7 +82,7 @@ def _table(head, rows):
     lines = [head, ['---']*len(head), *rows]
     return '\n'.join('| ' + ' | '.join(str(x).replace('|', '\\|') for x in line) + ' |' for line in lines)
 
-# %% ../../nbs/exchange/dataset.ipynb #ds12
+# %% ../../nbs/exchange/dataset.ipynb #ds12cols
 COLUMNS = { # what a reader of the data needs to know
     'messages':'the episode as a chat; the environment is the user', 'id':'hash of the texts', 'task':'task id',
     'task_type':'kind of task', 'goal':'the task in words', 'observation':'the first observation',
@@ -91,6 +91,7 @@ COLUMNS = { # what a reader of the data needs to know
     'source':'`policy`, `composed`, `explored` or `prompted`', 'round, seed':'of the run',
     'full':"was the model's context full?"}
 
+# %% ../../nbs/exchange/dataset.ipynb #ds12
 def card(
     totals:Totals, # the counts
     made:dict, # what `made_by` found
