@@ -249,9 +249,9 @@ def done(self:Stage,
     write_json(self.folder/f'{self.name}.done.json', m)
     if alarms: write_progress('warning:', 0, 0, ', '.join(a['name'] for a in alarms))
     for a in alarms: print(f"warning: {a['name']}: {a['text']}")
-    for p in self.work.iterdir():
+    for p in self.work.glob('*'):
         if p.name not in KEPT: shutil.rmtree(p) if p.is_dir() else p.unlink()
-    if not any(self.work.iterdir()): self.work.rmdir()
+    if not any(self.work.glob('*')): shutil.rmtree(self.work, ignore_errors=True)
     unlock(self.folder/f'.{self.name}.lock')
     return m
 
